@@ -1,0 +1,115 @@
+"""The words of ``zlaunch run``: where options end, how they are spelled, what is refused."""
+
+import pytest
+
+from zlaunch.cli.grammar import UsageError, Words, split
+
+
+def values(words: Words, key: str) -> list[str]:
+    return [given.text for given in words.given.get(key, [])]
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("train.py", "train.py"),
+        ("-n 4 train.py -n 8 --view json", "train.py -n 8 --view json"),
+        ("-n 4 -- train.py -- -x", "train.py -- -x"),
+        ("-- -strange-name", "-strange-name"),
+        ("-m pkg.train --help", "pkg.train --help"),
+        ("--env A=1 B=2 train.py C=3", "train.py C=3"),
+        ("--standalone --nproc_per_node=2 train.py --lr 1", "train.py --lr 1"),
+        ("-vn2 ./a.out -v", "./a.out -v"),
+        ("- a", "- a"),
+        ("", ""),
+    ],
+)
+def test_options_end_at_the_command(line: str, command: str) -> None:
+    assert split(line.split()).command == tuple(command.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-n 4 x",
+        "-n4 x",
+        "-n=4 x",
+        "--procs-per-node 4 x",
+        "--nproc_per_node=4 x",
+        "--nproc-per-node 4 x",
+        "-un4 x",
+    ],
+)
+def test_spellings_of_one_option(line: str) -> None:
+    words = split(line.split())
+    assert values(words, "procs-per-node") == ["4"]
+    assert words.command == ("x",)
+
+
+def test_the_last_one_counts_and_env_is_repeated() -> None:
+    words = split(["-n", "1", "-n", "2", "--env", "A=1", "--env", "B", "--env", "C=x=y", "D=", "train.py"])
+    assert values(words, "procs-per-node") == ["2"]
+    assert values(words, "env") == ["A=1", "B", "C=x=y", "D="]
+
+
+def test_only_the_first_word_of_pairs_may_begin_with_a_dash() -> None:
+    words = split(["--env", "-strange", "A=1", "-v", "train.py"])
+    assert values(words, "env") == ["-strange", "A=1"]
+    assert "verbose" in words.given
+
+
+def test_what_torchrun_needs_and_we_do_not() -> None:
+    words = split(
+        [
+            "--rdzv_backend=c10d",
+            "--rdzv-endpoint",
+            "host:29400",
+            "--rdzv_id",
+            "7",
+            "--rdzv_conf",
+            "a=1,b=2",
+            "--node_rank",
+            "0",
+            "--master_addr=h",
+            "--master-port",
+            "1",
+            "--nnodes",
+            "1",
+            "train.py",
+        ]
+    )
+    assert words.command == ("train.py",)
+    expected = "rdzv_backend rdzv-endpoint rdzv_id rdzv_conf node_rank master_addr master-port"
+    assert words.not_needed == tuple(f"--{name}" for name in expected.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("--veiw plain x", "there is no option --veiw", "--view"),
+        ("--nproc_per_nod 2 x", "there is no option --nproc_per_nod", "--nproc-per-node"),
+        ("-k x", "there is no option -k", ""),
+        ("-vk x", "there is no option -vk", ""),
+        ("-n", "-n needs a value", ""),
+        ("-n -- x", "-n needs a value", ""),
+        ("--out --err x", "--out needs a value", "--out=--err"),
+        ("--local=yes x", "--local takes no value", ""),
+        ("--view plian x", "--view: 'plian' is not a choice", "plain"),
+        ("--view live x", "--view live: not built yet", "plain"),
+        ("-r mpi x", "-r mpi: not built yet", "tcp"),
+        ("--scheduler slurm x", "--scheduler slurm: not built yet", "local"),
+        ("--hosts a,b x", "--hosts: zlaunch 0.1 runs on this machine only", ""),
+        ("--ssh_config f x", "--ssh_config: zlaunch 0.1 runs on this machine only", ""),
+        ("-x K=1 x", "-x: zlaunch 0.1 starts ranks by itself", ""),
+        ("-p gpus_per_node=8 x", "-p: not built yet", ""),
+    ],
+)
+def test_what_is_refused(line: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        split(line.split())
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_a_negative_number_is_a_value() -> None:
+    assert values(split(["-n", "-4", "x"]), "procs-per-node") == ["-4"]

@@ -1,0 +1,143 @@
+"""The rules of the architecture: who may import whom, and who may load what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zlaunch
+
+ROOT = Path(zlaunch.__file__).parent
+
+LEVELS = {
+    "model": 1,
+    "events": 1,
+    "errors": 1,
+    "tables": 1,
+    "_version": 1,
+    "protocol": 2,
+    "systems": 2,
+    "link": 3,
+    "plan": 3,
+    "torchenv": 3,
+    "supervisor": 4,
+    "agent": 4,
+    "worker": 4,
+    "backends": 4,
+    "view": 4,
+    "cluster": 5,
+    "launcher": 5,
+    "result": 5,
+    "log_handling": 5,
+    "cli": 6,
+    "integrations": 6,
+    "__main__": 6,
+    "testing": 5,
+    "__init__": 6,
+}
+STRANGERS = {"supervisor", "agent", "worker", "backends", "view"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Absolute names of all that a module imports, also inside functions."""
+    package = ["zlaunch", *path.relative_to(ROOT).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found += [stem] if node.module else [f"{stem}.{alias.name}" for alias in node.names]
+    return found
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downward_only(path: Path) -> None:
+    mine = room(path)
+    assert mine in LEVELS, f"which level is {mine}?"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "zlaunch" or len(parts) == 1:
+            continue
+        other = parts[1]
+        if other == mine or other.startswith("__") or mine == "__init__":
+            continue
+        assert LEVELS[other] <= LEVELS[mine], f"{mine} (level {LEVELS[mine]}) imports {name} (level {LEVELS[other]})"
+        if mine in STRANGERS:
+            assert other not in STRANGERS, f"{mine} and {other} are strangers to one another"
+
+
+def test_only_the_link_imports_zmq() -> None:
+    importers = {room(p) for p in MODULES if any(n.split(".")[0] == "zmq" for n in imports(p))}
+    assert importers == {"link"}
+
+
+def test_only_launcher_and_worker_open_the_letter() -> None:
+    importers = {room(p) for p in MODULES if any(n.startswith("zlaunch.protocol.letter") for n in imports(p))}
+    assert importers <= {"launcher", "result", "worker"}
+    picklers = {
+        str(p.relative_to(ROOT))
+        for p in MODULES
+        if any(n.split(".")[0] in ("pickle", "cloudpickle", "marshal", "shelve", "dill") for n in imports(p))
+    }
+    assert all(name.startswith(("protocol/letter", "protocol/culprit", "worker/")) for name in picklers), picklers
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level modules that are there after running ``code`` in a new interpreter."""
+    script = f"{code}\nimport sys; print(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import zlaunch", {"torch", "zmq", "rich", "cloudpickle", "numpy"}),
+        ("import zlaunch.cli.main", {"torch", "zmq", "rich", "msgspec", "cloudpickle"}),
+        ("import zlaunch.agent.loop", {"torch", "rich", "cloudpickle", "numpy"}),
+        ("import zlaunch.worker.template, zlaunch.worker.spawned", {"zmq", "rich"}),
+        ("import zlaunch.supervisor.loop", {"torch", "rich", "cloudpickle"}),
+        ("import zlaunch.launcher", {"torch"}),
+    ],
+)
+def test_who_loads_what(code: str, absent: set[str]) -> None:
+    assert not loaded(code) & absent
+
+
+def test_no_core_does_io() -> None:
+    """The pure hearts import nothing that could touch the world (``os`` only to read wait statuses)."""
+    pure = {"__future__", "dataclasses", "typing", "collections", "enum", "msgspec", "signal", "zlaunch", "os"}
+    for name in ("supervisor/core.py", "supervisor/fates.py", "agent/core.py", "agent/lines.py", "plan.py", "tables.py"):
+        heads = {n.split(".")[0] for n in imports(ROOT / name)}
+        assert heads <= pure | {"hashlib", "json", "fnmatch"}, name
+        tree = ast.parse((ROOT / name).read_text())
+        calls = {
+            node.func.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_os(node.func.value)
+        }
+        assert calls <= {"WIFSIGNALED", "WTERMSIG", "waitstatus_to_exitcode"}, name
+
+
+def _is_os(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "os"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in zlaunch.__all__:
+        assert getattr(zlaunch, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = zlaunch.nonsense  # type: ignore[attr-defined]

@@ -1,0 +1,376 @@
+"""Level 4, pure: what an agent decides. ``handle(event, now)`` takes what happened and returns what to do about it.
+
+An agent has at most one template and, since steps that want the same host queue at the supervisor, one step at a time.
+It never sees a socket, a process or a clock here: ``loop.py`` turns those into events and carries the effects out.
+A rank's end is told only when its pipes have been emptied; a step's end only when nothing of it is alive.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Literal, assert_never
+
+from ..model import Fate, FateKind, Seat, Survivor, TemplateSpec
+from ..protocol import messages as m
+from ..tables import RANK_TABLE, STEP_TABLE, Machine, RankState, StepState
+from . import effects as do
+from . import happenings as on
+
+ORPHAN_GRACE = 2.0
+"""Seconds from SIGTERM to SIGKILL where the supervisor is gone."""
+
+Key = tuple[str, int]
+"""A step and its attempt."""
+
+
+@dataclass
+class Rank:
+    """One rank of the step at hand."""
+
+    seat: Seat
+    pid: int = 0
+    answer: on.RankAnswered | None = None
+    fate: Fate | None = None
+    signalled: bool = False
+    answered_late: bool = False
+    """Its answer came after our signal."""
+    machine: Machine[RankState] = field(default_factory=lambda: Machine(RANK_TABLE, RankState.WAITING))
+
+
+@dataclass
+class HostStep:
+    """The step at hand."""
+
+    key: Key
+    template: str
+    ranks: dict[int, Rank]
+    answers: bool = True
+    letter_there: bool = False
+    stopping: bool = False
+    kill_at: float | None = None
+    machine: Machine[StepState] = field(default_factory=lambda: Machine(STEP_TABLE, StepState.PREPARING))
+
+
+@dataclass
+class AgentCore:
+    """The agent's mind."""
+
+    hostname: str
+    step: HostStep | None = None
+    template: TemplateSpec | None = None
+    template_state: Literal["none", "starting", "ready"] = "none"
+    leaving: Literal["no", "told", "orphaned"] = "no"
+    shares_memory: bool = False
+
+    def deadline(self) -> float | None:
+        """When ``handle`` wants to be called with a Tick at the latest."""
+        return self.step.kill_at if self.step else None
+
+    def handle(self, event: on.Happening, now: float) -> list[do.Effect]:
+        """What to do about ``event``."""
+        match event:
+            case on.Told():
+                return self._told(event.message, now)
+            case on.TemplateUp():
+                return self._template_up(event)
+            case on.TemplateDown():
+                return self._template_down(event, now)
+            case on.LetterReady():
+                return self._letter_ready(event)
+            case on.LetterFailed():
+                return self._drop(event.key, FateKind.UNPICKLABLE, event.text, now)
+            case on.RankForked():
+                return self._rank_forked(event, now)
+            case on.RankAnswered():
+                return self._rank_answered(event)
+            case on.RankExited():
+                return self._rank_exited(event, now)
+            case on.RankDrained():
+                return self._rank_drained(event)
+            case on.Swept():
+                return self._swept(event)
+            case on.PortKept():
+                step, attempt = event.key
+                return [do.Send(m.Reserved(step, attempt, event.port))]
+            case on.SupervisorLost():
+                return self._orphaned(event, now)
+            case on.Tick():
+                return self._tick(now)
+            case _:
+                assert_never(event)
+
+    # --- what the supervisor says -----------------------------------------------------------------------------------
+
+    def _told(self, message: m.ToAgent, now: float) -> list[do.Effect]:
+        match message:
+            case m.Warm():
+                return self._warm(message.template)
+            case m.Reserve():
+                return [do.KeepPort((message.step, message.attempt))]
+            case m.Start():
+                return self._start(message)
+            case m.Stop():
+                return self._stop((message.step, message.attempt), message.grace, now)
+            case m.Shutdown():
+                self.leaving = "told"
+                if self.step:
+                    return self._stop(self.step.key, 0.0, now)
+                return self._leave()
+            case m.Ping():
+                return [do.Send(m.Pong(message.sent, now, self.shares_memory))]
+            case m.Welcome() | m.Credit() | m.Release():
+                return []  # the loop's own: memory and flow
+            case _:
+                assert_never(message)
+
+    def _warm(self, spec: TemplateSpec) -> list[do.Effect]:
+        if self.template and self.template.key == spec.key and self.template_state != "none":
+            return []
+        if self.step:
+            return [do.Send(m.Said("error", f"asked to change the template under {self.step.key}"))]
+        self.template, self.template_state = spec, "starting"
+        return [do.RunTemplate(spec)]
+
+    def _start(self, message: m.Start) -> list[do.Effect]:
+        key = (message.step, message.attempt)
+        if self.step:
+            text = f"asked to start {key} while {self.step.key} is still here"
+            return [do.Send(m.Said("error", text))]
+        self.step = HostStep(key, message.template, {seat.rank: Rank(seat) for seat in message.seats}, message.answers)
+        effects: list[do.Effect] = [do.FetchLetter(key, message.letter)]
+        if self.template and self.template_state == "none":
+            self.template_state = "starting"
+            effects.append(do.RunTemplate(self.template))
+        return effects
+
+    def _stop(self, key: Key, grace: float, now: float) -> list[do.Effect]:
+        step = self._current(key)
+        if step is None:
+            return [do.FreePort(key)]  # it was reserved for, and never started
+        step.stopping = True
+        if step.machine.state is StepState.PREPARING:
+            return self._drop(key, FateKind.LOST, "it was stopped before it started", now)
+        if step.machine.state is not StepState.RUNNING:
+            return []
+        if grace <= 0:
+            step.kill_at = None
+            return self._signal_all(step, signal.SIGKILL)
+        first = step.kill_at is None
+        step.kill_at = now + grace if first else min(now + grace, step.kill_at or now)
+        return self._signal_all(step, signal.SIGTERM) if first else []
+
+    def _signal_all(self, step: HostStep, number: int) -> list[do.Effect]:
+        effects: list[do.Effect] = []
+        for rank in step.ranks.values():
+            if rank.machine.state in (RankState.RUNNING, RankState.ANSWERED):
+                rank.signalled = True
+                effects.append(do.Signal(step.key, rank.seat.rank, number))
+        return effects
+
+    # --- the template -----------------------------------------------------------------------------------------------
+
+    def _template_up(self, event: on.TemplateUp) -> list[do.Effect]:
+        if not self.template or event.key != self.template.key:
+            return []
+        self.template_state = "ready"
+        ready = m.TemplateReady(event.key, event.seconds, event.start_method, event.note)
+        return [do.Send(ready), *self._fork_if_ready()]
+
+    def _template_down(self, event: on.TemplateDown, now: float) -> list[do.Effect]:
+        if not self.template or event.key != self.template.key:
+            return []
+        self.template_state = "none"
+        effects: list[do.Effect] = [do.Send(m.TemplateFailed(event.key, event.text))]
+        step = self.step
+        if step is None:
+            return effects
+        if step.machine.state is StepState.PREPARING:
+            return effects + self._drop(step.key, FateKind.LOST, event.text, now)
+        for rank in step.ranks.values():
+            if rank.machine.state is RankState.FORKING:
+                rank.machine.move("dropped")
+                rank.fate = self._fate(rank, FateKind.LOST, now, text=event.text)
+                effects.append(do.Ended(step.key, rank.fate))
+        return effects + self._all_ended()
+
+    def _letter_ready(self, event: on.LetterReady) -> list[do.Effect]:
+        step = self._current(event.key)
+        if step is None:
+            return []
+        step.letter_there = True
+        return self._fork_if_ready()
+
+    def _fork_if_ready(self) -> list[do.Effect]:
+        step = self.step
+        if step is None or not step.letter_there or step.machine.state is not StepState.PREPARING:
+            return []
+        if self.template_state != "ready" or not self.template or self.template.key != step.template:
+            return []
+        step.machine.move("letter and template are there")
+        effects: list[do.Effect] = []
+        for rank in step.ranks.values():
+            rank.machine.move("fork")
+            effects.append(do.Fork(step.key, rank.seat))
+        return effects
+
+    # --- the ranks --------------------------------------------------------------------------------------------------
+
+    def _rank_forked(self, event: on.RankForked, now: float) -> list[do.Effect]:
+        step, rank = self._rank(event.key, event.rank)
+        if step is None or rank is None:
+            return []
+        rank.machine.move("forked")
+        rank.pid = event.pid
+        effects: list[do.Effect] = [do.Send(m.Started(*step.key, event.rank, event.pid, now))]
+        if step.stopping:  # Stop overtook the fork
+            rank.signalled = True
+            number = signal.SIGTERM if step.kill_at is not None else signal.SIGKILL
+            effects.append(do.Signal(step.key, event.rank, number))
+        return effects
+
+    def _rank_answered(self, event: on.RankAnswered) -> list[do.Effect]:
+        step, rank = self._rank(event.key, event.rank)
+        if step is None or rank is None or not rank.machine.can("answered"):
+            return []
+        rank.machine.move("answered")
+        rank.answer = event
+        rank.answered_late = rank.signalled
+        return [do.Answered(step.key, event)]
+
+    def _rank_exited(self, event: on.RankExited, now: float) -> list[do.Effect]:
+        step, rank = self._rank(event.key, event.rank)
+        if step is None or rank is None or not rank.machine.can("exited"):
+            return []
+        rank.machine.move("exited")
+        rank.fate = self._verdict(rank, event)
+        return [do.Drain(step.key, event.rank)]
+
+    def _verdict(self, rank: Rank, event: on.RankExited) -> Fate:
+        """What the exit status and the answer together say."""
+        answer, stopped = rank.answer, rank.signalled
+        if event.status is None:
+            return self._fate(rank, FateKind.LOST, event.at, text=event.text, stopped=stopped)
+        number = os.WTERMSIG(event.status) if os.WIFSIGNALED(event.status) else None
+        code = None if number is not None else os.waitstatus_to_exitcode(event.status)
+        if answer and answer.kind != "value":
+            kind = FateKind.RAISED if answer.kind == "exception" else FateKind.UNPICKLABLE
+            return self._fate(
+                rank,
+                kind,
+                answer.at,
+                code=code,
+                number=number,
+                text=answer.text,
+                symptom=answer.symptom,
+                stopped=rank.answered_late,
+            )
+        if number is not None:
+            return self._fate(
+                rank, FateKind.SIGNALED, event.at, number=number, oom=event.out_of_memory, stopped=stopped
+            )
+        if code == 0 and (answer or not self._expects_answers()):
+            return self._fate(rank, FateKind.RETURNED, event.at, code=0)
+        return self._fate(rank, FateKind.EXITED, event.at, code=code, stopped=stopped)
+
+    def _rank_drained(self, event: on.RankDrained) -> list[do.Effect]:
+        step, rank = self._rank(event.key, event.rank)
+        if step is None or rank is None or rank.fate is None or not rank.machine.can("drained"):
+            return []
+        rank.machine.move("drained")
+        return [do.Ended(step.key, rank.fate), *self._all_ended()]
+
+    def _all_ended(self) -> list[do.Effect]:
+        step = self.step
+        if step is None or step.machine.state is not StepState.RUNNING:
+            return []
+        if any(rank.machine.state is not RankState.ENDED for rank in step.ranks.values()):
+            return []
+        step.machine.move("all ranks ended")
+        return [do.Sweep(step.key)]
+
+    def _drop(self, key: Key, kind: FateKind, text: str, now: float) -> list[do.Effect]:
+        """The step ends before its ranks were forked."""
+        step = self._current(key)
+        if step is None or step.machine.state is not StepState.PREPARING:
+            return []
+        effects: list[do.Effect] = []
+        for rank in step.ranks.values():
+            rank.machine.move("dropped")
+            rank.fate = self._fate(rank, kind, now, text=text, stopped=step.stopping)
+            effects.append(do.Ended(step.key, rank.fate))
+        step.machine.move("dropped")
+        return [*effects, do.Sweep(step.key)]
+
+    def _swept(self, event: on.Swept) -> list[do.Effect]:
+        step = self._current(event.key)
+        if step is None:
+            return []
+        step.machine.move("swept")
+        self.step = None
+        survivors = tuple(Survivor(self.hostname, s.pid, s.command) for s in event.survivors)
+        effects: list[do.Effect] = [do.FreePort(step.key), do.Closed(step.key, survivors)]
+        return effects + (self._leave() if self.leaving != "no" else [])
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _orphaned(self, event: on.SupervisorLost, now: float) -> list[do.Effect]:
+        if self.leaving != "no":
+            return []
+        self.leaving = "orphaned"
+        if self.step is None:
+            return self._leave()
+        return self._stop(self.step.key, ORPHAN_GRACE, now)
+
+    def _leave(self) -> list[do.Effect]:
+        if self.leaving == "told":
+            return [do.EndTemplate(), do.Send(m.Bye()), do.Leave(0)]
+        return [do.EndTemplate(), do.Leave(1)]
+
+    def _tick(self, now: float) -> list[do.Effect]:
+        step = self.step
+        if step is None or step.kill_at is None or now < step.kill_at:
+            return []
+        step.kill_at = None
+        return self._signal_all(step, signal.SIGKILL)
+
+    # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def _current(self, key: Key) -> HostStep | None:
+        return self.step if self.step and self.step.key == key else None
+
+    def _expects_answers(self) -> bool:
+        return self.step is not None and self.step.answers
+
+    def _rank(self, key: Key, number: int) -> tuple[HostStep | None, Rank | None]:
+        step = self._current(key)
+        return step, step.ranks.get(number) if step else None
+
+    def _fate(
+        self,
+        rank: Rank,
+        kind: FateKind,
+        at: float,
+        *,
+        code: int | None = None,
+        number: int | None = None,
+        oom: bool = False,
+        stopped: bool = False,
+        symptom: bool = False,
+        text: str = "",
+    ) -> Fate:
+        return Fate(
+            rank=rank.seat.rank,
+            local_rank=rank.seat.local_rank,
+            hostname=rank.seat.hostname,
+            pid=rank.pid,
+            kind=kind,
+            at=at,
+            exit_code=code,
+            signal=number,
+            out_of_memory=oom,
+            stopped=stopped,
+            symptom=symptom,
+            text=text,
+        )

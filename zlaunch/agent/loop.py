@@ -1,0 +1,362 @@
+"""Level 4: an agent's hands. Sockets, pidfds, pipes and timers become happenings; the core's effects are carried out.
+
+Nothing is decided here: which state a step or a rank is in is the core's to know. One thread, one loop; the only
+things that it waits for are in ``_wait``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from typing import assert_never
+
+import msgspec
+
+from ..link.hub import Invitation
+from ..link.local import answer_end, pair
+from ..link.memory import Probe
+from ..link.spoke import Lost, PieceCame, Refused, Spoke, Told
+from ..model import Survivor
+from ..protocol import local
+from ..protocol import messages as m
+from ..protocol.bootstrap import Bootstrap
+from ..systems.detect import facts
+from . import effects as do
+from . import happenings as on
+from .core import AgentCore
+from .payloads import Payloads
+from .processes import OomCounters, RankProcess, TemplateProcess, become_subreaper, kill_all
+from .pump import Pump
+
+Key = tuple[str, int]
+
+
+class AgentLoop:
+    """One host's agent."""
+
+    def __init__(self, bootstrap: Bootstrap) -> None:
+        become_subreaper()
+        self.core = AgentCore(bootstrap.hostname)
+        self.queue: deque[on.Happening] = deque()
+        self.template: TemplateProcess | None = None
+        self.ranks: dict[tuple[Key, int], RankProcess] = {}
+        self.ports: dict[Key, socket.socket] = {}
+        self.attached: memoryview | bytes | None = None
+        self.status: int | None = None
+        self.stdin_is_link = bootstrap.stdin_is_link
+        self.signals = _signal_pipe()
+        invitation = msgspec.json.decode(bootstrap.invitation, type=Invitation)
+        self.spoke = Spoke(invitation)
+        self.pump = Pump(self.spoke.send_log)
+        self.payloads = Payloads(self.spoke)
+        self.connect_timeout = bootstrap.connect_timeout
+        if bootstrap.template:
+            self.post(on.Told(m.Warm(bootstrap.template)))
+
+    def run(self) -> int:
+        """Connect and serve; returns the exit status."""
+        try:
+            self.spoke.connect(self.connect_timeout)
+            self.spoke.send(m.Hello(facts(), time.monotonic()))
+            while self.status is None:
+                self._wait()
+            return self.status
+        finally:
+            self._end_template()
+            kill_all(os.getpid(), spare=())
+            self.spoke.flush(1.0)
+            self.spoke.close()
+
+    def post(self, event: on.Happening) -> None:
+        """Let the core handle an event, and all that comes of it."""
+        self.queue.append(event)
+        while self.queue:
+            for effect in self.core.handle(self.queue.popleft(), time.monotonic()):
+                self._carry_out(effect)
+
+    # --- waiting ----------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        deadlines = [t for t in (self.core.deadline(), self.pump.deadline()) if t is not None]
+        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        events, ready = self.spoke.poll(timeout, self._descriptors())
+        for event in events:
+            self._from_supervisor(event)
+        for fd in ready:
+            self._descriptor_ready(fd)
+        now = time.monotonic()
+        self.pump.tick(now)
+        deadline = self.core.deadline()
+        if deadline is not None and deadline <= now:
+            self.post(on.Tick())
+
+    def _descriptors(self) -> list[int]:
+        waiting = [self.signals, *self.pump.watched()]
+        if self.stdin_is_link:
+            waiting.append(0)
+        if self.template:
+            waiting += [self.template.wire.fileno(), self.template.output]
+        for rank in self.ranks.values():
+            waiting.append(rank.wire.fileno())
+            if rank.pidfd >= 0 and rank.died_at is None:
+                waiting.append(rank.pidfd)
+        return waiting
+
+    def _descriptor_ready(self, fd: int) -> None:
+        if fd in self.pump.streams:
+            self.pump.readable(fd, time.monotonic())
+        elif fd == self.signals:
+            self.post(on.SupervisorLost(f"told to end by {signal.Signals(os.read(fd, 1)[0]).name}"))
+        elif fd == 0:
+            if not os.read(0, 4096):
+                self.stdin_is_link = False
+                self.post(on.SupervisorLost("its stdin ended"))
+        elif self.template and fd == self.template.wire.fileno():
+            self._from_template(self.template)
+        elif self.template and fd == self.template.output:
+            self._template_printed(self.template)
+        else:
+            self._from_rank(fd)
+
+    # --- translating ------------------------------------------------------------------------------------------------
+
+    def _from_supervisor(self, event: Told | PieceCame | Lost | Refused) -> None:
+        match event:
+            case Told(message, payload):
+                self._take(message)
+                self.attached = payload
+                self.post(on.Told(message))
+                self.attached = None
+            case PieceCame(payload_id, offset, data):
+                key = self.payloads.piece(payload_id, offset, data)
+                if key is not None:
+                    self.post(on.LetterReady(key))
+            case Lost(reason):
+                self.post(on.SupervisorLost(reason))
+            case Refused(kind, text):
+                self.spoke.send(m.Said("warning", f"a message was dropped ({kind}): {text}"))
+
+    def _take(self, message: m.ToAgent) -> None:
+        """The loop's own share of what the supervisor says: memory and flow."""
+        match message:
+            case m.Welcome():
+                shares = Probe.readable(message.probe_pid, message.probe_fd, message.probe_nonce)
+                self.core.shares_memory = self.payloads.shares_memory = shares
+                self.pump.credit += message.log_credit
+            case m.Credit():
+                self.pump.credit += message.size
+            case m.Release():
+                self.payloads.release(message.id)
+            case _:
+                pass
+
+    def _from_template(self, template: TemplateProcess) -> None:
+        received = template.wire.receive()
+        if received is None:
+            self._template_died(template)
+            return
+        message, fds = received
+        match message:
+            case local.Ready():
+                key = template.spec.key
+                self.post(on.TemplateUp(key, message.seconds, message.start_method, message.note))
+            case local.Broken():
+                self._end_template()
+                self.post(on.TemplateDown(template.spec.key, message.text))
+            case local.Forked():
+                self._forked(message, fds)
+            case local.Exited():
+                self._exited((message.step, message.attempt), message.rank, message.status)
+            case _:
+                raise ValueError(f"a template said {message!r}")
+
+    def _forked(self, message: local.Forked, fds: list[int]) -> None:
+        key = (message.step, message.attempt)
+        rank = self.ranks[key, message.rank]
+        rank.pid, rank.pidfd = message.pid, fds[0]
+        rank.oom_before = OomCounters.of(message.pid).total()
+        self.post(on.RankForked(key, message.rank, message.pid))
+
+    def _from_rank(self, fd: int) -> None:
+        for rank in list(self.ranks.values()):
+            if fd == rank.pidfd:
+                rank.died_at = time.monotonic()
+                self._answers(rank)
+                return
+            if rank.wire.fileno() == fd:
+                self._answers(rank)
+                return
+
+    def _answers(self, rank: RankProcess) -> None:
+        """Take what a rank has answered so far."""
+        try:
+            received = rank.wire.receive(wait=False)
+        except BlockingIOError:
+            return
+        if received is None:
+            return
+        message, fds = received
+        if not isinstance(message, local.Answer):
+            return
+        if fds:
+            rank.payload, rank.payload_size = fds[0], os.fstat(fds[0]).st_size
+        self.post(
+            on.RankAnswered(
+                rank.key,
+                rank.rank,
+                message.kind,
+                message.at,
+                message.text,
+                message.symptom,
+                rank.payload_size,
+            )
+        )
+
+    def _exited(self, key: Key, number: int, status: int | None, text: str = "") -> None:
+        rank = self.ranks.get((key, number))
+        if rank is None:
+            return
+        self._answers(rank)
+        at = rank.died_at if rank.died_at is not None else time.monotonic()
+        killed = status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        oom = killed and OomCounters.of(rank.pid).total() > rank.oom_before
+        self.post(on.RankExited(key, number, status, at, oom, text))
+
+    def _template_printed(self, template: TemplateProcess) -> None:
+        with suppress(BlockingIOError):
+            data = os.read(template.output, 65536)
+            if data:
+                template.said = (template.said + data)[-8192:]
+                self.spoke.send(m.Said("info", data.decode(errors="replace").rstrip("\n")))
+
+    def _template_died(self, template: TemplateProcess) -> None:
+        """Its end-of-file: its ranks die with it (PDEATHSIG), are adopted by us, and reaped here."""
+        self.template = None
+        status = template.process.wait()
+        with suppress(OSError):
+            self._template_printed(template)
+        template.close()
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        text = f"its fork template {how}"
+        if template.said:
+            text += f": {template.said.decode(errors='replace').strip()}"
+        kill_all(os.getpid(), spare=())
+        self.post(on.TemplateDown(template.spec.key, text))
+        for (key, number), rank in list(self.ranks.items()):
+            if rank.pid:
+                self._exited(key, number, None, text)
+
+    # --- carrying out -----------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: do.Effect) -> None:
+        match effect:
+            case do.Send(message):
+                self.spoke.send(message)
+            case do.RunTemplate(spec):
+                self._end_template()
+                self.template = TemplateProcess.start(spec)
+                self.template.wire.send(local.Prepare(spec.preload, spec.sys_path, spec.start_method))
+            case do.EndTemplate():
+                self._end_template()
+            case do.FetchLetter(key, payload):
+                self._fetch(key, payload)
+            case do.Fork():
+                self._fork(effect)
+            case do.Signal(key, number, sign):
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.ranks[key, number].pidfd, sign)
+            case do.Drain(key, number):
+                self.pump.drain(key[0], number)
+                self.queue.append(on.RankDrained(key, number))
+            case do.Answered(key, answer):
+                self._send_answer(key, answer)
+            case do.Ended((step, attempt), fate):
+                self.spoke.send(m.Ended(step, attempt, fate, self.pump.sent))
+            case do.Sweep(key):
+                self._sweep(key)
+            case do.Closed((step, attempt), survivors):
+                self.spoke.send(m.Closed(step, attempt, survivors, self.pump.sent))
+            case do.KeepPort(key):
+                self._keep_port(key)
+            case do.FreePort(key):
+                kept = self.ports.pop(key, None)
+                if kept:
+                    kept.close()
+            case do.Leave(status):
+                self.status = status
+            case _:
+                assert_never(effect)
+
+    def _fetch(self, key: Key, payload: m.Payload) -> None:
+        try:
+            if self.payloads.fetch(key, payload, self.attached):
+                self.queue.append(on.LetterReady(key))
+        except (OSError, ValueError) as error:
+            self.queue.append(on.LetterFailed(key, f"the task could not be brought to this host: {error}"))
+
+    def _fork(self, effect: do.Fork) -> None:
+        assert self.template is not None
+        key, seat = effect.key, effect.seat
+        ours, theirs = pair()
+        out = self.pump.open(key[0], seat.rank, "out")
+        err = self.pump.open(key[0], seat.rank, "err")
+        self.ranks[key, seat.rank] = RankProcess(key, seat.rank, answer_end(ours))
+        fds = (self.payloads.letters[key], out, err, theirs.fileno())
+        with suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its end-of-file will say so
+            self.template.wire.send(local.Fork(key[0], key[1], seat), fds)
+        theirs.close()
+        os.close(out)
+        os.close(err)
+
+    def _send_answer(self, key: Key, answer: on.RankAnswered) -> None:
+        rank = self.ranks[key, answer.rank]
+        payload, view = self.payloads.outgoing(rank.payload, rank.payload_size)
+        rank.payload = -1
+        step, attempt = key
+        attached = view if isinstance(payload, m.Attached) else None
+        self.spoke.send(
+            m.Answered(step, attempt, answer.rank, answer.kind, answer.at, answer.text, answer.symptom, payload),
+            attached,
+        )
+        if isinstance(payload, m.Pieces) and view is not None:
+            self.spoke.send_payload(payload.id, view)
+
+    def _sweep(self, key: Key) -> None:
+        template = {self.template.process.pid} if self.template else set()
+        survivors: tuple[Survivor, ...] = kill_all(os.getpid(), spare=template)
+        self.pump.close(key[0])
+        self.payloads.drop_letter(key)
+        for place in [place for place in self.ranks if place[0] == key]:
+            self.ranks.pop(place).close()
+        self.queue.append(on.Swept(key, survivors))
+
+    def _keep_port(self, key: Key) -> None:
+        kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("", 0))  # never listens: nobody else is given the port, and rank 0's TCPStore can still bind it
+        self.ports[key] = kept
+        self.queue.append(on.PortKept(key, kept.getsockname()[1]))
+
+    def _end_template(self) -> None:
+        template, self.template = self.template, None
+        if template:
+            template.close()
+            template.process.kill()  # it has no ranks: one step at a time, and its sweep came before this
+            template.process.wait()
+
+
+def _signal_pipe() -> int:
+    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, not for us."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    os.set_blocking(read_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return read_end

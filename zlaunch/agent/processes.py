@@ -1,0 +1,196 @@
+"""Level 4: the processes below an agent: the template, its ranks, and whatever those left behind.
+
+Agent and template are both subreapers: an orphan is adopted by the template, and by the agent where the template is
+dead. So "all descendants" is exact, and killing is: list, SIGKILL, reap, until the list is empty.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..link.local import Wire, agent_end, pair
+from ..model import Survivor, TemplateSpec
+from ..protocol.local import Answer, FromTemplate
+
+PR_SET_CHILD_SUBREAPER = 36
+SWEEP_PATIENCE = 5.0
+"""Seconds that a process may take to die of SIGKILL before it is called a survivor (one in disk wait may need more)."""
+
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def become_subreaper() -> None:
+    """Adopt every orphan among our descendants (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def python_command(entry: str, *arguments: str) -> list[str]:
+    """A new interpreter that runs ``module:function`` of this very zlaunch, whatever lies in the current directory."""
+    module, function = entry.split(":")
+    find = f"import sys; sys.path[0:1] = []; sys.path.append({PACKAGE_ROOT!r})"
+    code = f"{find}; from {module} import {function}; {function}()"
+    return [sys.executable, "-c", code, *arguments]
+
+
+@dataclass
+class TemplateProcess:
+    """A fork template and the two ends we hold of it."""
+
+    spec: TemplateSpec
+    process: subprocess.Popen[bytes]
+    wire: Wire[FromTemplate]
+    output: int
+    said: bytes = b""
+
+    @classmethod
+    def start(cls, spec: TemplateSpec) -> TemplateProcess:
+        """Start it; its answers come over ``wire``, and what it prints over ``output``."""
+        ours, theirs = pair()
+        output, write_end = os.pipe()
+        os.set_blocking(output, False)
+        guard = os.dup(2)  # our stderr ends for the supervisor only when the template is gone too, and all below it
+        command = python_command("zlaunch.worker.template:main", str(theirs.fileno()))
+        try:
+            process = subprocess.Popen(
+                command,
+                env=dict(spec.env),
+                cwd=spec.cwd if os.path.isdir(spec.cwd) else "/",
+                stdin=subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                pass_fds=(theirs.fileno(), guard),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            os.close(output)
+            raise
+        finally:
+            theirs.close()
+            os.close(guard)
+            os.close(write_end)
+        return cls(spec, process, agent_end(ours), output)
+
+    def close(self) -> None:
+        """Let go of it: it ends by itself at the end-of-file, after killing what is below it."""
+        self.wire.close()
+        os.close(self.output)
+
+
+@dataclass
+class RankProcess:
+    """What the agent holds of one rank."""
+
+    key: tuple[str, int]
+    rank: int
+    wire: Wire[Answer]
+    pid: int = 0
+    pidfd: int = -1
+    died_at: float | None = None
+    oom_before: int = 0
+    payload: int = -1
+    """The memfd of its answer."""
+    payload_size: int = 0
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.wire.close()
+        for fd in (self.pidfd, self.payload):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.payload = -1
+
+
+@dataclass
+class OomCounters:
+    """The kernel's and the memory cgroup's counts of processes that they have killed for want of memory."""
+
+    paths: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, pid: int) -> OomCounters:
+        """Those that count for a process: /proc/vmstat, and its cgroup's memory.events or (v1) memory.oom_control."""
+        paths = ["/proc/vmstat"]
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+                _, controllers, path = line.split(":", 2)
+                if "memory" in controllers.split(","):
+                    paths.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+                elif not controllers:
+                    paths.append(f"/sys/fs/cgroup{path}/memory.events")
+        return cls(paths)
+
+    def total(self) -> int:
+        """The sum of what can be read."""
+        count = 0
+        for path in self.paths:
+            with suppress(OSError, ValueError):
+                for line in Path(path).read_text().splitlines():
+                    if line.startswith("oom_kill "):
+                        count += int(line.split()[1])
+        return count
+
+
+def descendants(root: int) -> dict[int, str]:
+    """All processes below ``root`` that are not zombies: pid and command, read from /proc (proc(5))."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with suppress(OSError, ValueError, IndexError):
+            text = Path(f"/proc/{entry}/stat").read_text(errors="replace")
+            name_end = text.rindex(")")
+            state, parent = text[name_end + 2 :].split(maxsplit=2)[:2]
+            if state not in "ZX":
+                parents.setdefault(int(parent), []).append((int(entry), text[text.index("(") + 1 : name_end]))
+    found: dict[int, str] = {}
+    todo = [root]
+    while todo:
+        for pid, name in parents.get(todo.pop(), ()):
+            if pid not in found:
+                found[pid] = name
+                todo.append(pid)
+    return found
+
+
+def kill_all(root: int, spare: Collection[int], patience: float = SWEEP_PATIENCE) -> tuple[Survivor, ...]:
+    """SIGKILL everything below ``root`` but ``spare``, wait for it, and return what would not die."""
+    pause = 0.001
+    give_up = time.monotonic() + patience
+    while True:
+        alive = {pid: name for pid, name in descendants(root).items() if pid not in spare}
+        for pid in alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        reap(spare)
+        if not alive:
+            return ()
+        if time.monotonic() > give_up:
+            return tuple(Survivor("", pid, name) for pid, name in sorted(alive.items()))
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def reap(spare: Collection[int]) -> dict[int, int]:
+    """Wait for adopted children that are dead, but not for ``spare``; pids and statuses."""
+    reaped: dict[int, int] = {}
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return reaped
+        if info is None or info.si_pid in spare:
+            return reaped
+        with suppress(ChildProcessError):
+            pid, status = os.waitpid(info.si_pid, os.WNOHANG)
+            if pid:
+                reaped[pid] = status

@@ -1,0 +1,112 @@
+"""Level 6: the command ``zlaunch``. Finds the command, calls it, and makes an exit status of what it raises.
+
+What ``--help`` needs is imported at the top and is light; all else is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from .._version import __version__
+from . import grammar, help  # noqa: A004 - it is what it says
+
+USAGE = 2
+"""The exit status of a command line that cannot be meant."""
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: this process's own); returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _command(words)
+    except grammar.UsageError as error:
+        _complain(str(error), error.hint)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our answer has seen enough (`| head`). Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+
+
+def _command(words: list[str]) -> int:
+    if not words:
+        sys.stderr.write(help.overview(help.Paint(sys.stderr)))
+        return USAGE
+    first, rest = words[0], words[1:]
+    if first in ("-h", "--help", "help"):
+        sys.stdout.write(help.overview(help.Paint(sys.stdout)))
+    elif first == "--version":
+        sys.stdout.write(f"zlaunch {__version__}\n")
+    elif first in _COMMANDS:
+        status = _COMMANDS[first](rest)
+        sys.stdout.flush()
+        return status
+    elif first.startswith("-"):
+        raise grammar.UsageError(f"there is no option {first} here", "options of a run come after run")
+    else:
+        hint = grammar.nearest(first, list(_COMMANDS))
+        if first.endswith(".py") or os.sep in first:
+            hint = f"did you mean zlaunch run {first}?"
+        raise grammar.UsageError(f"there is no command {first}", hint or f"there are {', '.join(_COMMANDS)}")
+    sys.stdout.flush()
+    return 0
+
+
+def _run(words: list[str]) -> int:
+    sorted_words = grammar.split(words)
+    if "help" in sorted_words.given:
+        sys.stdout.write(help.run_help(help.Paint(sys.stdout)))
+        return 0
+    if "version" in sorted_words.given:
+        sys.stdout.write(f"zlaunch {__version__}\n")
+        return 0
+    if sorted_words.not_needed:
+        names = ", ".join(dict.fromkeys(sorted_words.not_needed))
+        say(f"not needed here, and left aside: {names}")
+    from .job import job
+
+    what = job(sorted_words, os.environ)
+    from .run import run
+
+    return run(what)
+
+
+def _info(words: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write("usage: zlaunch info [--json]\n\nWhat this machine is, as zlaunch sees it.\n")
+        return 0
+    for word in words:
+        if word != "--json":
+            raise grammar.UsageError(f"info: there is no {word}", "zlaunch info [--json]")
+    from .info import info
+
+    return info(as_json=bool(words))
+
+
+def _completion(words: list[str]) -> int:
+    from .completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise grammar.UsageError("completion: for which shell?", f"there are {', '.join(SHELLS)}")
+    sys.stdout.write(script(words[0]))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "info": _info, "completion": _completion}
+
+
+def say(text: str) -> None:
+    """zlaunch's own words, on stderr."""
+    sys.stderr.write(f"zlaunch: {text}\n")
+
+
+def _complain(message: str, hint: str) -> None:
+    paint = help.Paint(sys.stderr)
+    sys.stderr.write(f"zlaunch: {paint.error('error:')} {message}\n")
+    if hint:
+        sys.stderr.write(f"  {hint}\n")

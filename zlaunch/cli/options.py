@@ -1,0 +1,201 @@
+"""Level 6: the options of ``zlaunch run``, as one table. The grammar, the help and shell completion read it.
+
+It says how options are spelled and what they take, never what they mean: that is ``job``'s. Only light
+modules of the standard library may be imported here, since ``--help`` waits for them.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Takes(Enum):
+    """How many words an option takes."""
+
+    NOTHING = 0
+    ONE = 1
+    PAIRS = 2
+    """One word, whatever it looks like, and then every ``KEY=VALUE`` that follows."""
+
+
+class Option(NamedTuple):
+    """One option: all its spellings, the first long one being its name in the help."""
+
+    names: tuple[str, ...]
+    metavar: str
+    help: str
+    takes: Takes = Takes.ONE
+    choices: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+    """Choices that are known and not built yet."""
+    repeated: bool = False
+    """Whether it may be given more than once; else the last one counts."""
+
+    @property
+    def key(self) -> str:
+        """The name under which its values are kept: ``procs-per-node``."""
+        return next((name[2:] for name in self.names if name.startswith("--")), self.names[0].lstrip("-"))
+
+
+def _flag(*names: str, says: str) -> Option:
+    return Option(names, "", says, Takes.NOTHING)
+
+
+GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
+    (
+        "general",
+        (
+            _flag("-h", "--help", says="show this help and leave"),
+            _flag("-v", "--verbose", says="say what is done, and save the host list as --save-hostlist does"),
+            _flag("--version", says="print zlaunch's version and leave"),
+            _flag("--dry-run", says="print what would run on which host, and touch nothing"),
+        ),
+    ),
+    (
+        "what to run",
+        (
+            _flag("-m", "--module", says="COMMAND is a Python module, run as by python -m"),
+            Option(("-J", "--job-name"), "NAME", "the run's name"),
+        ),
+    ),
+    (
+        "size",
+        (
+            Option(("-N", "--nodes", "--nnodes"), "N", "hosts: 1, this machine"),
+            Option(
+                ("-n", "--procs-per-node", "--nproc-per-node"),
+                "N",
+                "ranks: a number; gpu, one per GPU; cpu, one per usable core; auto (default), one per GPU, "
+                "or per NUMA domain where there is none",
+            ),
+            Option(("--gpus-per-proc",), "K", "GPUs of each rank (default 1)"),
+        ),
+    ),
+    (
+        "where",
+        (
+            _flag("--local", says="this machine, no scheduler"),
+            Option(
+                ("--scheduler",),
+                "NAME",
+                "None, local or LocalScheduler: this machine",
+                choices=("None", "local", "LocalScheduler"),
+                later=("flux", "FluxScheduler", "slurm", "SlurmScheduler", "lsf", "LSFScheduler"),
+            ),
+            _flag("--standalone", says="as torchrun's: this machine (nothing else is needed)"),
+            _flag("--save-hostlist", says="write the hosts to hpc_launcher_hostlist.txt"),
+        ),
+    ),
+    (
+        "environment of the ranks",
+        (
+            Option(
+                ("--env",),
+                "K=V",
+                "set a variable; K alone passes ours on; may be repeated",
+                Takes.PAIRS,
+                repeated=True,
+            ),
+            Option(("--env-file",), "FILE", "set the variables of a .env file (--env wins)"),
+        ),
+    ),
+    (
+        "PyTorch",
+        (
+            Option(("-r", "--rdv"), "tcp", "how the ranks find each other", choices=("tcp",), later=("mpi",)),
+            Option(("--fraction-max-gpu-mem",), "F", "let a rank use at most this share of its GPU's memory"),
+            _flag(
+                "-u",
+                "--unswap-rocr-hip-vis-dev",
+                says="leave ROCR_VISIBLE_DEVICES where it is, out of HIP_VISIBLE_DEVICES",
+            ),
+        ),
+    ),
+    (
+        "processes",
+        (
+            Option(("-t", "--time-limit"), "MINUTES", "end the run after so long, with status 124 (1.5 is fine)"),
+            Option(("--grace",), "SECONDS", "from SIGTERM to SIGKILL (default 30)"),
+            Option(("--max-restarts",), "N", "start a failed run again as a whole, up to N times (default 0)"),
+            Option(("--preload",), "A,B", "modules imported once, before the ranks are forked (default torch)"),
+            Option(
+                ("--start-method",),
+                "HOW",
+                "fork (the default), or spawn: a new interpreter per rank",
+                choices=("fork", "spawn"),
+            ),
+        ),
+    ),
+    (
+        "output",
+        (
+            Option(("--out",), "FILE", "the ranks' raw stdout to FILE as well"),
+            Option(("--err",), "FILE", "the ranks' raw stderr to FILE as well (may be the same)"),
+            _flag("--color-stderr", says="stderr in red, on the console only"),
+            Option(("--log-dir",), "DIR", "where each rank gets a log file (default zlaunch_logs), or none"),
+            Option(("--ranks",), "LIST", "whose lines the console shows: 0,4-7, all or none"),
+            Option(
+                ("--view",),
+                "HOW",
+                "auto, plain, json (an event a line) or none",
+                choices=("auto", "plain", "json", "none"),
+                later=("live",),
+            ),
+        ),
+    ),
+)
+
+OPTIONS: tuple[Option, ...] = tuple(option for _, options in GROUPS for option in options)
+
+NOT_NEEDED = ("--node-rank", "--master-addr", "--master-port")
+"""torchrun's, each with a value, and so is whatever begins with ``--rdzv-``: accepted, with a note."""
+
+_ONE_HOST = "zlaunch 0.1 runs on this machine only"
+_NO_SCHEDULER = "zlaunch 0.1 starts ranks by itself, schedulers come later"
+_LATER = "not built yet in zlaunch 0.1"
+
+NOT_YET: dict[str, str] = {
+    "--hosts": _ONE_HOST,
+    "--hostfile": _ONE_HOST,
+    "--ssh-config": _ONE_HOST,
+    "--python": _ONE_HOST,
+    "--setup": _ONE_HOST,
+    "-q": _NO_SCHEDULER,
+    "--queue": _NO_SCHEDULER,
+    "--exclusive": _NO_SCHEDULER,
+    "--account": _NO_SCHEDULER,
+    "--reservation": _NO_SCHEDULER,
+    "--dependency": _NO_SCHEDULER,
+    "-x": _NO_SCHEDULER,
+    "--xargs": _NO_SCHEDULER,
+    "--bg": _NO_SCHEDULER,
+    "--batch-script": _NO_SCHEDULER,
+    "-l": _NO_SCHEDULER,
+    "--launch-dir": _NO_SCHEDULER,
+    "-o": _NO_SCHEDULER,
+    "--output-script": _NO_SCHEDULER,
+    "--setup-only": _NO_SCHEDULER,
+    "-g": _LATER,
+    "--gpus-at-least": _LATER,
+    "--gpumem-at-least": _LATER,
+    "-p": _LATER,
+    "--system-params": _LATER,
+    "--comm-backend": _LATER,
+    "--bind": _LATER,
+    "--detach": _LATER,
+}
+"""Options that are known and refused by name in this release, so that nobody looks for a typing error."""
+
+
+def find(name: str) -> Option | None:
+    """The option of this spelling; long ones may have ``_`` for ``-``, as torchrun's have."""
+    return _BY_NAME.get(canonical(name))
+
+
+def canonical(name: str) -> str:
+    """``--nproc_per_node`` is ``--nproc-per-node``."""
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+_BY_NAME = {name: option for option in OPTIONS for name in option.names}

@@ -1,0 +1,148 @@
+"""Level 6: ``zlaunch run``. A ``Job`` becomes a ``Launcher``; its run is watched; its end is a status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ..errors import ZlaunchError
+from ..launcher import Launcher
+from ..model import signal_name
+from ..result import Run
+from ..view.settings import ViewSettings, log_level
+from .doorbell import Doorbell, Interrupted, reader_to_watch
+from .grammar import UsageError
+from .job import Job
+
+CANCELLED = 130
+LAUNCH_FAILED = 125
+HOSTLIST = "hpc_launcher_hostlist.txt"
+
+
+def run(job: Job) -> int:
+    """Run the job to its end, or print what would run; returns the exit status.
+
+    Raises:
+        UsageError: the launcher found something wrong with the job before anything started.
+    """
+    with Doorbell() as bell:
+        try:
+            launcher = _launcher(job)
+            if job.dry_run:
+                from .dryrun import describe
+
+                sys.stdout.write(describe(launcher.plan(job.kind, *job.argv), os.environ))
+                return 0
+            if job.save_hostlist:
+                _save_hostlist(launcher)
+            with bell.impatient():
+                running = _submit(launcher, job)
+        except (ValueError, TypeError) as error:
+            raise UsageError(str(error)) from error
+        except ZlaunchError as error:
+            _say(str(error))
+            return LAUNCH_FAILED
+        except Interrupted as interrupted:
+            _say(f"{_pressed(interrupted.number)}: nothing had started yet")
+            return 128 + interrupted.number
+        return _watch(running, job, bell)
+
+
+def _launcher(job: Job) -> Launcher:
+    launcher = Launcher(
+        hostnames="local",
+        workers_per_host=job.workers,
+        extra_env_vars=dict(job.env) or None,
+        gpus_per_worker=job.gpus_per_worker,
+        gpu_memory_fraction=job.gpu_memory_fraction,
+        unswap_rocr_hip=job.unswap_rocr_hip,
+        preload=job.preload,
+        start_method=job.start_method,
+        grace_period=job.grace,
+        time_limit=job.time_limit,
+        max_restarts=job.max_restarts,
+        log_dir=job.log_dir,
+        view=job.view,
+    )
+    launcher.view_settings = ViewSettings(
+        view=job.view,
+        log_dir=job.log_dir,
+        ranks=job.ranks,
+        out=job.out,
+        err=job.err,
+        color_stderr=job.color_stderr,
+        log_level=log_level(os.environ),
+        verbose=job.verbose,
+        report=True,
+    )
+    return launcher
+
+
+def _submit(launcher: Launcher, job: Job) -> Run[None]:
+    first, *rest = job.argv
+    match job.kind:
+        case "script":
+            return launcher.submit_script(first, *rest)
+        case "module":
+            return launcher.submit_module(first, *rest)
+        case "command":
+            return launcher.submit_command(first, *rest)
+
+
+def _watch(running: Run[None], job: Job, bell: Doorbell) -> int:
+    """Wait for the end, and on the way for whoever wants it sooner."""
+    running.add_done_callback(bell.done)
+    reader = reader_to_watch(1) if job.view != "none" and job.ranks != "none" else None
+    asked = 0  # the signal that asked first for the end
+    presses = 0
+    while (ring := bell.wait(reader)).kind != "done":
+        if ring.kind == "broken":
+            reader, asked = None, asked or signal.SIGPIPE
+            running.cancel()
+        elif ring.signal == signal.SIGTSTP:
+            _say("Ctrl-Z is ignored: stopped ranks look dead to their peers; Ctrl-C ends the run")
+        else:
+            asked, presses = asked or ring.signal, presses + 1
+            _end(running, presses, ring.signal, job.grace)
+    return _status(running, asked)
+
+
+def _end(running: Run[None], presses: int, number: int, grace: float) -> None:
+    """Once: SIGTERM and the grace period. Twice: SIGKILL. A third time we leave what cannot die."""
+    what = _pressed(number)
+    if presses == 1:
+        _say(f"{what}: ending the ranks, with SIGKILL after {grace:g} s; once more to kill them now")
+        running.cancel()
+    elif presses == 2:
+        _say(f"{what}: killing the ranks")
+        running.cancel(grace=0)
+    else:
+        _say(f"{what}: leaving; the agent ends what is left by itself")
+        os._exit(128 + number)
+
+
+def _pressed(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal_name(number)
+
+
+def _status(running: Run[None], asked: int) -> int:
+    running.exception()  # returns when nothing of the run is alive and all that it said is written
+    status = running.exit_status()
+    return 128 + asked if asked and status == CANCELLED else status
+
+
+def _save_hostlist(launcher: Launcher) -> None:
+    """As the reference has it, in the folder that we were started in. It must not cost the run."""
+    here = os.uname().nodename
+    names = [here if host.name == "localhost" else host.name for host in launcher.plan().hosts]
+    try:
+        Path(HOSTLIST).write_text("".join(f"{name}\n" for name in names))
+    except OSError as error:
+        _say(f"{HOSTLIST} could not be written: {error.strerror}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"zlaunch: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,130 @@
+"""Level 6: is COMMAND there? Looks at files only: no code of the user's runs before the ranks do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+
+from .grammar import UsageError, nearest
+
+
+def check_script(path: str) -> None:
+    """Raises ``UsageError`` unless ``path`` is a file that can be read."""
+    script = Path(path)
+    if script.is_dir():
+        raise UsageError(f"{path} is a folder", "name the .py file in it, or use -m for a package")
+    if not script.exists():
+        raise UsageError(f"there is no script {path}", _nearest_file(script))
+    if not os.access(script, os.R_OK):
+        raise UsageError(f"{path} may not be read")
+
+
+def check_module(name: str, env: Mapping[str, str]) -> None:
+    """Raises ``UsageError`` unless ``python -m name`` would find something to run, here or on PYTHONPATH."""
+    if name.endswith(".py") and Path(name).exists():
+        raise UsageError(f"-m {name}: this is a file, not a module", "leave out -m")
+    spec = check_import(name, env, said=f"-m {name}")
+    folders = spec.submodule_search_locations if spec else None
+    if spec is None or folders is None or _finds_its_own_way(spec):
+        return
+    if not PathFinder.find_spec(f"{name}.__main__", list(folders)):
+        raise UsageError(f"-m {name}: the package has no __main__.py", "name the module in it")
+
+
+def check_import(name: str, env: Mapping[str, str], said: str) -> ModuleSpec | None:
+    """Raises ``UsageError`` unless there is such a module; ``None`` where only its import could tell."""
+    first, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (first, *rest)):
+        raise UsageError(f"{said}: this is not a module's name")
+    search = [os.getcwd(), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    spec = PathFinder.find_spec(first, search) or _installed(first)
+    if spec is None:
+        raise UsageError(f"{said}: there is no module {first}", _nearest_module(first, [*search, *sys.path]))
+    done = first
+    for part in rest:
+        if _finds_its_own_way(spec):
+            return None
+        folders = list(spec.submodule_search_locations or ())
+        below = PathFinder.find_spec(f"{done}.{part}", folders)
+        if below is None:
+            raise UsageError(f"{said}: there is no module {part} in {done}", _nearest_module(part, folders))
+        spec, done = below, f"{done}.{part}"
+    return spec
+
+
+def check_program(name: str, env: Mapping[str, str]) -> None:
+    """Raises ``UsageError`` unless ``name`` can be started, by its path or through PATH."""
+    path = Path(name)
+    if shutil.which(name, path=env.get("PATH", os.defpath)):
+        return
+    if path.is_dir():
+        raise UsageError(f"{name} is a folder", "name the program in it, or use -m for a package")
+    if os.sep in name:
+        if path.exists():
+            raise UsageError(f"{name} is not executable", f"chmod +x {name}, or name its interpreter")
+        raise UsageError(f"there is no program {name}", _nearest_file(path))
+    if path.exists():
+        raise UsageError(f"there is no program {name} on PATH", f"the file here is ./{name}")
+    hint = _nearest_file(path) or _nearest_program(name, env)
+    raise UsageError(f"there is no program {name} on PATH", hint)
+
+
+def _installed(name: str) -> ModuleSpec | None:
+    """A top-level module as any of this interpreter's finders knows it; its code does not run for that."""
+    here = sys.path[0] if sys.path else ""
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):  # ValueError: __main__ and the like, loaded without a spec
+        return None
+    if spec is not None and spec.origin and Path(spec.origin).parent == Path(here or "/nowhere"):
+        # sys.path[0] is the folder of the zlaunch command, which ranks do not search, or the current one,
+        # where we have looked already.
+        return None
+    return spec
+
+
+def _finds_its_own_way(spec: ModuleSpec) -> bool:
+    """Whether the package changes its ``__path__`` when it is imported, so that files alone do not tell."""
+    if not spec.origin or not spec.origin.endswith(".py"):
+        return spec.origin not in (None, "namespace")
+    try:
+        return "__path__" in Path(spec.origin).read_text(errors="replace")
+    except OSError:
+        return True
+
+
+def _nearest_file(path: Path) -> str:
+    try:
+        names = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+    except OSError:
+        return f"there is no folder {path.parent}"
+    same_stem = [name for name in names if name == f"{path.name}.py"]
+    hint = f"did you mean {same_stem[0]}?" if same_stem else nearest(path.name, names)
+    return hint.replace("did you mean ", f"did you mean {path.parent}{os.sep}") if path.parent.name else hint
+
+
+def _nearest_module(name: str, folders: Sequence[str]) -> str:
+    names: list[str] = []
+    for folder in folders:
+        if not os.path.isdir(folder):
+            continue
+        for entry in os.scandir(folder):
+            stem, dot, ending = entry.name.partition(".")
+            if stem.isidentifier() and (ending == "py" or (not dot and entry.is_dir())):
+                names.append(stem)
+    return nearest(name, names)
+
+
+def _nearest_program(name: str, env: Mapping[str, str]) -> str:
+    names: set[str] = set()
+    for folder in env.get("PATH", os.defpath).split(os.pathsep):
+        try:
+            names.update(os.listdir(folder or "."))
+        except OSError:
+            continue
+    return nearest(name, sorted(names))

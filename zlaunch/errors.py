@@ -1,0 +1,161 @@
+"""Level 1: what can go wrong, and whose fault it is.
+
+A worker's own exception is raised as its own type, with a ``RemoteTraceback`` as its cause. Everything else that
+zlaunch raises is below ``ZlaunchError``. ``str()`` of each holds the remote text; each says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .model import Fate, FateKind, Survivor, signal_name
+
+
+class RemoteTraceback(Exception):
+    """The ``__cause__`` of a worker's exception: where it was raised, in the remote traceback's own text.
+
+    Attributes:
+        rank, local_rank, hostname, pid: the rank that failed first.
+        traceback: its traceback's text.
+        failures: every rank's fate, in the order of time.
+    """
+
+    def __init__(self, fate: Fate, failures: Sequence[Fate] = ()) -> None:
+        self.rank = fate.rank
+        self.local_rank = fate.local_rank
+        self.hostname = fate.hostname
+        self.pid = fate.pid
+        self.traceback = fate.text
+        self.failures = list(failures)
+        super().__init__(fate, failures)
+
+    def __str__(self) -> str:
+        return f"on rank {self.rank} ({self.hostname}, pid {self.pid})\n\n{self.traceback.rstrip()}\n"
+
+
+class ZlaunchError(RuntimeError):
+    """The base of zlaunch's errors.
+
+    Attributes:
+        survivors: processes of the step that would not die; empty but for the worst of days.
+    """
+
+    survivors: list[Survivor]
+
+    def __init__(self, message: str = "", *, survivors: Sequence[Survivor] = ()) -> None:
+        self.survivors = list(survivors)
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if not self.survivors:
+            return message
+        alive = ", ".join(f"pid {s.pid} on {s.hostname} ({s.command})" for s in self.survivors)
+        return f"{message}\nStill alive, and not to be killed: {alive}"
+
+
+class WorkerFailedError(ZlaunchError):
+    """A worker died, or its exception could not be brought back as itself.
+
+    Attributes:
+        rank, local_rank, hostname, pid: which.
+        exit_code: its exit status; ``None`` after a signal.
+        signal: the signal's number, or ``None``.
+        out_of_memory: the kernel killed it for want of memory.
+        last_output: the last lines of its stdout and stderr.
+        log_file: the path of its log file, or ``None``.
+        failures: every rank's fate, in the order of time.
+    """
+
+    def __init__(
+        self,
+        fate: Fate,
+        *,
+        failures: Sequence[Fate] = (),
+        last_output: Sequence[str] = (),
+        log_file: str | None = None,
+        survivors: Sequence[Survivor] = (),
+    ) -> None:
+        self.rank = fate.rank
+        self.local_rank = fate.local_rank
+        self.hostname = fate.hostname
+        self.pid = fate.pid
+        self.exit_code = fate.exit_code
+        self.signal = fate.signal
+        self.out_of_memory = fate.out_of_memory
+        self.last_output = list(last_output)
+        self.log_file = log_file
+        self.failures = list(failures)
+        self.fate = fate
+        super().__init__(_describe_worker(fate, self.last_output, log_file), survivors=survivors)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_worker_error, (
+            self.fate,
+            self.failures,
+            self.last_output,
+            self.log_file,
+            self.survivors,
+        )
+
+
+def _rebuild_worker_error(
+    fate: Fate, failures: list[Fate], last_output: list[str], log_file: str | None, survivors: list[Survivor]
+) -> WorkerFailedError:
+    return WorkerFailedError(fate, failures=failures, last_output=last_output, log_file=log_file, survivors=survivors)
+
+
+def _describe_worker(fate: Fate, last_output: Sequence[str], log_file: str | None) -> str:
+    what = fate.describe()
+    if fate.kind is FateKind.EXITED and fate.exit_code == 0:
+        what = "exited with status 0 before it had given a result"
+    lines = [f"rank {fate.rank} ({fate.hostname}, local rank {fate.local_rank}, pid {fate.pid}) {what}"]
+    if fate.out_of_memory:
+        lines.append("The kernel ended it for want of memory: use fewer ranks, a smaller batch, or a larger limit.")
+    if fate.text and fate.kind is not FateKind.LOST:
+        lines += ["", fate.text.rstrip()]
+    if last_output:
+        lines += ["", "Its last output:", *(f"  {line}" for line in last_output[-20:])]
+    if log_file:
+        lines += ["", f"Its whole output: {log_file}"]
+    return "\n".join(lines)
+
+
+class SerializationError(ZlaunchError, TypeError):
+    """A function, an argument or a result cannot be pickled; the message says what, and whose."""
+
+
+class AgentFailedError(ZlaunchError):
+    """A host or its agent was lost.
+
+    Attributes:
+        hostname: which.
+        reason: how it was noticed.
+    """
+
+    def __init__(self, hostname: str, reason: str, *, survivors: Sequence[Survivor] = ()) -> None:
+        self.hostname = hostname
+        self.reason = reason
+        super().__init__(f"{hostname}: {reason}", survivors=survivors)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return AgentFailedError, (self.hostname, self.reason)
+
+
+class LaunchError(ZlaunchError):
+    """Nothing ran: which host, what was said there, and what to do."""
+
+
+class TimeLimitExceeded(ZlaunchError):
+    """A step ran longer than its ``time_limit``."""
+
+
+class RunCancelled(ZlaunchError):
+    """The run was cancelled before it had ended."""
+
+
+def exit_words(fate: Fate) -> str:
+    """``exit status 3`` or ``SIGKILL``: the fate in a table's cell."""
+    if fate.signal is not None:
+        return signal_name(fate.signal)
+    return "-" if fate.exit_code is None else f"exit status {fate.exit_code}"

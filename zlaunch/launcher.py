@@ -1,0 +1,450 @@
+"""Level 5: the public API. ``Launcher(...).run(function)``, and what else can be done with agents and steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from .backends.local import agent_command
+from .cluster import Cluster, new_run_id
+from .errors import LaunchError
+from .model import HostPlan, StartMethod, Step, TaskKind, TemplateSpec
+from .plan import LaunchPlan, count_workers, place_ranks, template_for
+from .protocol.envelope import Buffer
+from .protocol.letter import dump_task
+from .result import LaunchResult, Run
+from .systems.detect import facts as detect_facts
+from .torchenv.envfile import parse_env_file
+from .view.settings import HandlerFactory, ViewName, ViewSettings, log_level
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Backend = Literal["auto", "nccl", "gloo", "mpi", "ucc"]
+Where = Literal["auto", "local", "slurm", "lsf", "flux"]
+Workers = Literal["auto", "gpu", "cpu"]
+
+DEFAULT_ENV_VARS_FOR_COPY: tuple[str, ...] = (
+    "PATH",
+    "LD_LIBRARY*",
+    "LIBRARY_PATH",
+    "PYTHON*",
+    "CUDA*",
+    "TORCH*",
+    "PYTORCH*",
+    "NCCL*",
+)
+"""Shell patterns of the variables that ranks on other hosts get from here. Ranks on this machine inherit them all."""
+
+
+@dataclass
+class Launcher:
+    """Where functions, scripts and programs run, and how.
+
+    Attributes:
+        hostnames: ``"auto"`` and ``"local"`` are this machine; or a list of names or addresses.
+        workers_per_host: ranks per host: a number, one per host, ``"gpu"`` (one per GPU), ``"cpu"`` (the usable cores)
+            or ``"auto"`` (one per GPU; without any, one per NUMA domain).
+        backend: the process group that is made before a function and destroyed after it. ``"auto"``: nccl where there
+            are GPUs, else gloo; ``None``: none.
+        rendezvous: how ranks find each other; ``"tcp"``.
+        ssh_config_file: for hosts that are reached by ssh; default: what ``ssh`` itself reads.
+        worker_timeout: seconds that a collective of the process group may take.
+        agent_timeout: seconds that agents may take to start.
+        copy_env_vars, extra_env_vars, env_file: the ranks' environment; the later of these wins.
+        gpus_per_worker: where more than 1, each rank sees only its own GPUs.
+        gpu_memory_fraction: of its GPU's memory that a rank may allocate, above 0 and up to 1.
+        unswap_rocr_hip: leave ``ROCR_VISIBLE_DEVICES`` where it is.
+        preload: modules that are imported once per host before ranks are forked.
+        start_method: ``"fork"``, or ``"spawn"`` for a new interpreter per rank.
+        grace_period: seconds from SIGTERM to SIGKILL.
+        time_limit: seconds that a step may run.
+        max_restarts: how often a failed step is started again, as a whole.
+        log_dir: where the files per rank go; ``None`` or ``""`` for none.
+        view: how the console shows it: ``"auto"``, ``"plain"``, ``"json"`` or ``"none"``.
+    """
+
+    hostnames: list[str] | Where = "auto"
+    workers_per_host: int | list[int] | Workers = "auto"
+    backend: Backend | None = "auto"
+    rendezvous: Literal["tcp", "mpi"] = "tcp"
+    ssh_config_file: str | os.PathLike[str] | None = None
+    worker_timeout: float = 600
+    agent_timeout: float = 60
+    copy_env_vars: tuple[str, ...] = DEFAULT_ENV_VARS_FOR_COPY
+    extra_env_vars: dict[str, str] | None = None
+    env_file: str | os.PathLike[str] | None = None
+    gpus_per_worker: int = 1
+    gpu_memory_fraction: float | None = None
+    unswap_rocr_hip: bool = False
+    preload: tuple[str, ...] = ("torch",)
+    start_method: StartMethod = "fork"
+    grace_period: float = 30
+    time_limit: float | None = None
+    max_restarts: int = 0
+    log_dir: str | os.PathLike[str] | None = "zlaunch_logs"
+    view: ViewName = "auto"
+
+    view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
+    """What the command line says of the view beyond ``log_dir`` and ``view``; wins over both."""
+    _handlers: HandlerFactory | None = field(default=None, init=False, repr=False, compare=False)
+    _shared: _Shared = field(default_factory=lambda: _Shared(),  # noqa: PLW0108 - defined below
+        init=False, repr=False, compare=False)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def run(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> LaunchResult[R]:
+        """Run a function on every rank and wait for what the ranks return.
+
+        Raises:
+            Exception: what the rank that failed first raised, as its own type, with a ``RemoteTraceback`` as its cause.
+            ZlaunchError: see ``zlaunch.errors``.
+            KeyboardInterrupt: after all ranks have been ended; a second one kills them at once.
+        """
+        return _wait(self.submit(func, *args, **kwargs))
+
+    def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
+        """As ``run``, without waiting. Raises SerializationError, LaunchError or ValueError before anything starts."""
+        name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
+        return self._submit("function", (), dump_task(func, args, kwargs), name)
+
+    def run_script(self, path: str | os.PathLike[str], *argv: str) -> LaunchResult[None]:
+        """Run a Python script on every rank, as ``python path argv...`` would. No process group is made for it.
+
+        Raises:
+            WorkerFailedError: a rank's exit status was not 0.
+            FileNotFoundError: there is no such script.
+        """
+        return _wait(self.submit_script(path, *argv))
+
+    def run_module(self, name: str, *argv: str) -> LaunchResult[None]:
+        """Run a module on every rank, as ``python -m name argv...`` would. Raises as ``run_script``."""
+        return _wait(self.submit_module(name, *argv))
+
+    def run_command(self, *argv: str) -> LaunchResult[None]:
+        """Run any program on every rank. Raises as ``run_script``."""
+        return _wait(self.submit_command(*argv))
+
+    def submit_script(self, path: str | os.PathLike[str], *argv: str) -> Run[None]:
+        """``run_script`` without waiting."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no script {os.fspath(path)!r} in {os.getcwd()}")
+        return self._submit("script", (os.fspath(path), *argv), (), Path(path).name)
+
+    def submit_module(self, name: str, *argv: str) -> Run[None]:
+        """``run_module`` without waiting."""
+        return self._submit("module", (name, *argv), (), name)
+
+    def submit_command(self, *argv: str) -> Run[None]:
+        """``run_command`` without waiting."""
+        if not argv:
+            raise ValueError("run_command takes a program and its arguments")
+        return self._submit("command", argv, (), Path(argv[0]).name)
+
+    # --- agents that stay -------------------------------------------------------------------------------------------
+
+    def start(self) -> Launcher:
+        """Start the agents, and keep them for many steps, until ``stop``. Does nothing where they are there already."""
+        with self._shared.lock:
+            if self._shared.cluster is None:
+                hosts = self._hosts()
+                self._shared.cluster = self._new_cluster(hosts, self.preload)
+        return self
+
+    def stop(self) -> None:
+        """End all steps and agents, and wait for it."""
+        with self._shared.lock:
+            cluster, self._shared.cluster = self._shared.cluster, None
+        if cluster:
+            cluster.stop()
+
+    def __enter__(self) -> Launcher:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        cluster = self._shared.cluster
+        if cluster and exc is None:
+            for run in cluster.pending():
+                run.exception()
+        self.stop()
+
+    def on(
+        self,
+        hosts: int | None = None,
+        hostnames: Sequence[str] | None = None,
+        **changes: Any,
+    ) -> Launcher:
+        """The same agents, another size: a launcher for the first ``hosts`` hosts, or for those named.
+
+        Args:
+            hosts: how many.
+            hostnames: which; they must be hosts of this launcher.
+            changes: any other field: ``workers_per_host=1``, ``backend=None``, ``max_restarts=2``.
+
+        Raises:
+            ValueError: more hosts than there are, or one that isn't there.
+            TypeError: a field that does not exist.
+        """
+        mine = [plan.name for plan in self._hosts()]
+        chosen = list(mine)
+        if hosts is not None:
+            if not 1 <= hosts <= len(mine):
+                raise ValueError(f"on(hosts={hosts}): this launcher has {len(mine)} host(s)")
+            chosen = mine[:hosts]
+        if hostnames is not None:
+            unknown = [name for name in hostnames if name not in mine]
+            if unknown:
+                raise ValueError(f"on(hostnames=...): {', '.join(unknown)} not among {', '.join(mine)}")
+            chosen = list(hostnames)
+        if isinstance(self.workers_per_host, list) and "workers_per_host" not in changes:
+            counts = dict(zip(mine, self.workers_per_host, strict=True))
+            changes["workers_per_host"] = [counts[name] for name in chosen]
+        other = dataclasses.replace(self, hostnames=chosen, **changes)
+        other.view_settings, other._handlers, other._shared = self.view_settings, self._handlers, self._shared
+        return other
+
+    def set_logging_handlers(
+        self, handler_factory: Callable[[], list[logging.Handler]] | Literal["auto"] | None
+    ) -> Launcher:
+        """Have all output and records handled by the handlers that ``handler_factory`` makes, in place of the console.
+
+        Records carry ``hostname`` and ``local_rank``; printed lines are INFO (stdout) and ERROR (stderr) records.
+        ``"auto"`` is the default again; ``None`` shows nothing. The files in ``log_dir`` are written in any case.
+        Takes effect with the next ``start``.
+        """
+        if handler_factory == "auto":
+            self._handlers = None
+        elif handler_factory is None:
+            self._handlers = list
+        else:
+            self._handlers = handler_factory
+        return self
+
+    def plan(self, kind: TaskKind = "function", *argv: str) -> LaunchPlan:
+        """What a step would be: hosts, agents, environment, seats. Starts nothing. Raises as ``submit``."""
+        hosts = self._hosts()
+        facts = {plan.index: detect_facts() for plan in hosts}
+        step = self._step(kind, argv)
+        seats = place_ranks(hosts, facts, "127.0.0.1")
+        return LaunchPlan(
+            hosts=hosts,
+            agents=tuple(agent_command(plan) for plan in hosts),
+            step=step,
+            seats=tuple(seat for places in seats.values() for seat in places),
+            template=self._template(step, self._preload_for(kind)),
+        )
+
+    # --- the inside -------------------------------------------------------------------------------------------------
+
+    def _submit(self, kind: TaskKind, argv: Sequence[str], task: Sequence[Buffer], name: str) -> Run[Any]:
+        self._check()
+        hosts = self._hosts()
+        step = self._step(kind, argv)
+        cluster = self._shared.cluster
+        alone = cluster is None
+        preload = self._preload_for(kind) if alone else self.preload
+        if cluster is None:
+            cluster = self._new_cluster(hosts, preload)
+        else:
+            names = {plan.name: plan.index for plan in cluster.hosts}
+            missing = [plan.name for plan in hosts if plan.name not in names]
+            if missing:
+                raise ValueError(f"{', '.join(missing)}: not among the hosts that were started ({', '.join(names)})")
+            hosts = tuple(HostPlan(names[plan.name], plan.name, plan.workers) for plan in hosts)
+        return cluster.submit(
+            step,
+            task,
+            self._template(step, preload),
+            hosts,
+            name=name,
+            grace=self.grace_period,
+            time_limit=self.time_limit,
+            alone=alone,
+        )
+
+    def _new_cluster(self, hosts: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
+        self._check()
+        facts = {plan.index: detect_facts() for plan in hosts}
+        cluster = Cluster(hosts, facts, self._settings())
+        cluster.start(self._template(self._step("function", ()), preload), self.agent_timeout)
+        return cluster
+
+    def _preload_for(self, kind: TaskKind) -> tuple[str, ...]:
+        """A program of its own has no use for our torch."""
+        return () if kind == "command" else self.preload
+
+    def _template(self, step: Step, preload: tuple[str, ...]) -> TemplateSpec:
+        return template_for(
+            preload=preload,
+            start_method=self.start_method,
+            env=step.env,
+            sys_path=step.sys_path,
+            cwd=step.cwd,
+        )
+
+    def _step(self, kind: TaskKind, argv: Sequence[str]) -> Step:
+        run = new_run_id()
+        function = kind == "function"
+        return Step(
+            id=run,
+            run_id=run,
+            kind=kind,
+            argv=tuple(argv),
+            env=self._environment(),
+            cwd=os.getcwd(),
+            sys_path=tuple(path or os.getcwd() for path in sys.path),
+            backend=self._backend() if function else None,
+            timeout=self.worker_timeout,
+            log_token=new_run_id() * 2 if function else "",
+            log_level=self._record_level(),
+            max_restarts=self.max_restarts,
+            gpus_per_worker=self.gpus_per_worker,
+            gpu_memory_fraction=self.gpu_memory_fraction,
+            unswap_rocr_hip=self.unswap_rocr_hip,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        env = dict(os.environ)  # for this machine: all of it; copy_env_vars chooses what goes to others
+        env.update(self.extra_env_vars or {})
+        if self.env_file is not None:
+            path = Path(self.env_file)
+            env.update(parse_env_file(path.read_text(), env, str(path)))
+        return env
+
+    def _backend(self) -> str | None:
+        if self.backend != "auto":
+            return self.backend
+        return "nccl" if detect_facts().gpus else "gloo"
+
+    def _record_level(self) -> int:
+        """The lowest level of record that anybody here wants to see: ranks send no others."""
+        if self._handlers is not None:
+            return logging.DEBUG
+        levels = [log_level(os.environ)]
+        for name, logger in logging.Logger.manager.loggerDict.items():
+            ours = name == "zlaunch" or name.startswith("zlaunch.")
+            if ours and isinstance(logger, logging.Logger) and logger.level:
+                levels.append(logger.level)
+        return min(levels)
+
+    def _settings(self) -> ViewSettings:
+        if self.view_settings is not None:
+            return self.view_settings
+        log_dir = os.environ.get("ZLAUNCH_LOG_DIR", self.log_dir) if self.log_dir == "zlaunch_logs" else self.log_dir
+        return ViewSettings(
+            view=self.view,
+            log_dir=os.fspath(log_dir) if log_dir else None,
+            handlers=self._handlers,
+            log_level=log_level(os.environ),
+        )
+
+    def _hosts(self) -> tuple[HostPlan, ...]:
+        names = self._names()
+        counts = count_workers(self.workers_per_host, names, [detect_facts() for _ in names])
+        return tuple(HostPlan(i, name, n) for i, (name, n) in enumerate(zip(names, counts, strict=True)))
+
+    def _names(self) -> list[str]:
+        if isinstance(self.hostnames, str):
+            if self.hostnames in ("auto", "local"):
+                return ["localhost"]
+            if self.hostnames in ("slurm", "lsf", "flux"):
+                raise LaunchError(f"hostnames is {self.hostnames!r}: this version of zlaunch runs on this machine only")
+            raise ValueError(
+                f"hostnames is {self.hostnames!r}; it is a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
+            )
+        names = list(self.hostnames)
+        if not names:
+            raise ValueError("hostnames is an empty list")
+        if len(set(names)) < len(names) or len(names) > 1:
+            raise LaunchError(f"hostnames {names}: this version of zlaunch runs on one host, this machine")
+        if not _is_this_machine(names[0]):
+            raise LaunchError(f"{names[0]}: not this machine, and this version of zlaunch runs on no other")
+        return names
+
+    def _check(self) -> None:
+        """Everything that can be wrong with the fields, before anything starts."""
+        _one_of("backend", self.backend, ("auto", "nccl", "gloo", "mpi", "ucc", None))
+        _one_of("rendezvous", self.rendezvous, ("tcp", "mpi"))
+        _one_of("start_method", self.start_method, ("fork", "spawn"))
+        _one_of("view", self.view, ("auto", "live", "plain", "json", "none"))
+        if self.rendezvous == "mpi":
+            raise LaunchError("rendezvous='mpi' is not there in this version of zlaunch; use 'tcp'")
+        if self.view == "live":
+            raise LaunchError("view='live' is not there in this version of zlaunch; use 'plain'")
+        for name in ("worker_timeout", "agent_timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is a number of seconds above 0")
+        for name in ("grace_period", "max_restarts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is 0 at least")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise ValueError(f"time_limit is {self.time_limit!r}; it is a number of seconds above 0, or None")
+        if self.gpus_per_worker < 1:
+            raise ValueError(f"gpus_per_worker is {self.gpus_per_worker!r}; it is 1 at least")
+        fraction = self.gpu_memory_fraction
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"gpu_memory_fraction is {fraction!r}; it is above 0 and at most 1")
+
+
+@dataclass
+class _Shared:
+    """What a launcher and those made of it by ``on`` have in common."""
+
+    cluster: Cluster | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _wait(run: Run[R]) -> LaunchResult[R]:
+    """Wait for a run; Ctrl-C ends it first, and is raised when nothing of it is alive any more."""
+    try:
+        return run.result()
+    except KeyboardInterrupt:
+        run.cancel()
+        try:
+            run.exception()
+        except KeyboardInterrupt:
+            run.cancel(grace=0)
+            run.exception()
+        raise
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
+
+
+def _is_this_machine(name: str) -> bool:
+    """Whether a host's name or address means the machine that we are on."""
+    if name in ("localhost", socket.gethostname(), socket.getfqdn()):
+        return True
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        return False
+    return any(ipaddress.ip_address(str(a).split("%")[0]).is_loopback or _is_own_address(str(a)) for a in found)
+
+
+def _is_own_address(address: str) -> bool:
+    """An address that can be bound is one of ours."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

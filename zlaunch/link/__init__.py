@@ -1,0 +1,1 @@
+"""Level 3: the wire. The only room that imports zmq."""

@@ -1,0 +1,360 @@
+"""Level 3: the supervisor's end of the wire. Owns two ROUTERs, the doorman and the monitors; used from one thread.
+
+How an ended connection becomes ``Left``, once and in its place. The monitor tells the descriptor of a connection that
+ended, perhaps a moment before its last messages can be read. So the host is *leaving*: an empty message is offered to
+it until ZMQ_ROUTER_MANDATORY says that there is nobody (from then on all that had arrived lies in our pipe), the
+pipe is read to its end, and only then the host has left.
+
+Descriptors come again. So a turn goes: read the doorman's requests, read the monitors to their end, answer the
+requests, read messages. Who could have got the descriptor of an ended connection is not let in before its end was seen.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+import zmq
+
+from ..protocol import frames
+from ..protocol.frames import ATTACH_LIMIT, Buffer
+from ..protocol.messages import ToAgent
+from . import wires
+from .peers import Channel, Outgoing, Peer
+from .reception import Reception
+from .tidings import Heard, HubEvent, Joined, Left, LogCame, PieceCame
+from .words import Gone, Invitation, LinkError, Refused, as_bytes
+from .zap import DOMAIN, Doorman
+
+__all__ = [
+    "Gone",
+    "Heard",
+    "Hub",
+    "HubEvent",
+    "Invitation",
+    "Joined",
+    "Left",
+    "LinkError",
+    "LogCame",
+    "PieceCame",
+    "Refused",
+]
+
+OUTBOX = 64 << 20
+"""Bytes of control messages that may wait for one host; one that takes no more is lost."""
+TURN_BYTES, TURN_MESSAGES = 4 << 20, 1024
+"""What one turn reads of a channel before the other has its turn."""
+_BURST = 16
+"""Pieces that one host gets before the next has its turn."""
+_RETRY, _PROBE = 0.005, 0.001
+_LATEST = 2.0
+_LINGER = 0.5
+_WATCHED = (
+    wires.ACCEPTED,
+    wires.ACCEPT_FAILED,
+    wires.DISCONNECTED,
+    wires.FAILED,
+    wires.FAILED_AUTH,
+    wires.FAILED_PROTOCOL,
+)
+
+
+class Hub:
+    """Where the agents of a run come home.
+
+    Args:
+        addresses: numeric addresses of this machine to listen on, each on a port of the kernel's choice.
+        heartbeat: seconds between heartbeats on control.
+        silence: seconds after which a host that answers none is lost.
+
+    Raises:
+        LinkError: an address cannot be listened on.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str] = ("127.0.0.1",), *, heartbeat: float = 1.0, silence: float = 4.5
+    ) -> None:
+        _raise_file_limit()
+        self._context = wires.new_context()
+        self._doorman = Doorman(self._context)
+        self._reception = Reception(os.urandom(16))
+        self._server_key, self._secret_key = zmq.curve_keypair()
+        self._incarnations: dict[int, int] = {}
+        self._sending: dict[int, Peer] = {}
+        self._busy = False
+        self._explained = 0
+        try:
+            self._control, self._control_endpoints = self._router(addresses, False, heartbeat, silence)
+            self._bulk, self._bulk_endpoints = self._router(addresses, True, heartbeat, silence)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise LinkError(f"cannot listen on {', '.join(addresses)}: {error}") from error
+        self._monitors = [
+            wires.Monitor(self._context, self._control, "control", _WATCHED),
+            wires.Monitor(self._context, self._bulk, "bulk", _WATCHED),
+        ]
+        watched = [self._control, self._bulk, self._doorman.socket, *(m.socket for m in self._monitors)]
+        self._waiter = wires.Waiter(watched)
+
+    def _router(
+        self, addresses: Sequence[str], bulk: bool, heartbeat: float, silence: float
+    ) -> tuple[zmq.Socket[bytes], tuple[str, ...]]:
+        router = self._context.socket(zmq.ROUTER)
+        wires.harden(router, bulk=bulk, heartbeat=heartbeat, silence=silence)
+        router.router_mandatory = 1
+        router.backlog = 4096
+        router.curve_server = 1
+        router.curve_secretkey = self._secret_key
+        router.zap_domain = DOMAIN
+        router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        endpoints = []
+        for address in addresses:
+            six = ":" in address
+            router.ipv6 = six
+            router.bind(f"tcp://[{address}]:*" if six else f"tcp://{address}:*")
+            endpoints.append(router.getsockopt_string(zmq.LAST_ENDPOINT))
+        return router, tuple(endpoints)
+
+    # --- hosts ------------------------------------------------------------------------------------------------------
+
+    def invite(self, host: int) -> Invitation:
+        """A fresh key for this host's agent. An earlier invitation of the host, and who came by it, count no more."""
+        former = self._reception.peers.get(host)
+        if former is not None:
+            self._doorman.revoke(former.invitation.public_key)
+            self._sending.pop(host, None)
+        public, secret = zmq.curve_keypair()
+        self._incarnations[host] = self._incarnations.get(host, 0) + 1
+        invitation = Invitation(
+            host=host,
+            incarnation=self._incarnations[host],
+            control=self._control_endpoints,
+            bulk=self._bulk_endpoints,
+            server_key=self._server_key.decode(),
+            public_key=public.decode(),
+            secret_key=secret.decode(),
+            nonce=self._reception.nonce,
+        )
+        self._reception.expect(invitation)
+        self._doorman.allow(invitation.public_key, invitation.user)
+        return invitation
+
+    def forget(self, host: int) -> None:
+        """Drop whatever comes from this host from now on; it cannot come back without a new invitation."""
+        peer = self._reception.drop(host, silently=True)
+        self._sending.pop(host, None)
+        if peer is not None:
+            self._doorman.revoke(peer.invitation.public_key)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often something was turned away, by kind of refusal (and ``late``: from hosts that were forgotten)."""
+        return dict(self._reception.counters)
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def send(self, host: int, message: ToAgent, payload: Buffer | None = None) -> None:
+        """Say something on control; it is sent now or as soon as the host takes it.
+
+        Raises:
+            Gone: the host is not connected, or has not taken anything for so long that its outbox is full.
+            Malformed: the message or its payload is too large for any peer, or the payload is not what it says.
+        """
+        peer = self._connected(host)
+        view = None if payload is None else as_bytes(payload)
+        frames.check_control(message, [] if view is None else [len(view)])
+        header = peer.control.outbound.encode(message)
+        parts: list[Buffer] = [header] if view is None else [header, view]
+        peer.messages.append(parts)
+        peer.message_bytes += sum(map(len, parts))
+        self._send_messages(peer)
+        if peer.message_bytes > OUTBOX:
+            peer.messages.clear()
+            self._reception.leave(peer, f"it has not taken {peer.message_bytes >> 20} MiB of messages")
+        if peer.leaving:
+            raise Gone(host, peer.leaving)
+
+    def send_payload(self, host: int, payload_id: int, view: memoryview) -> None:
+        """Send a payload on bulk, after the message that announces it. ``view`` must stay as it is until it is sent.
+
+        Raises:
+            Gone: the host is not connected.
+        """
+        peer = self._connected(host)
+        flat = as_bytes(view)
+        if len(flat):
+            peer.payloads.append(Outgoing(payload_id, flat))
+            self._sending[host] = peer
+            self._send_pieces(peer)
+
+    def _connected(self, host: int) -> Peer:
+        peer = self._reception.peers.get(host)
+        if peer is None or not peer.joined:
+            raise Gone(host)
+        if peer.leaving:
+            raise Gone(host, peer.leaving)
+        return peer
+
+    def _send_messages(self, peer: Peer) -> None:
+        while peer.messages and self._open(peer, peer.control, self._control):
+            parts = peer.messages.popleft()
+            peer.message_bytes -= sum(map(len, parts))
+            wires.send(self._control, parts)
+        if peer.messages:
+            self._sending[peer.host] = peer
+
+    def _send_pieces(self, peer: Peer) -> None:
+        for _ in range(_BURST):
+            if not peer.payloads or not self._open(peer, peer.bulk, self._bulk):
+                return
+            payload = peer.payloads[0]
+            piece, data = payload.next()
+            wires.send(self._bulk, [peer.bulk.outbound.encode(piece), data])
+            if payload.advance():
+                peer.payloads.popleft()
+
+    def _open(self, peer: Peer, channel: Channel, router: zmq.Socket[bytes]) -> bool:
+        """Begin a message to a peer; False where its pipe is full, or it is gone."""
+        assert channel.identity is not None
+        try:
+            router.send(channel.identity, wires.NOBLOCK | wires.SNDMORE)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError:
+            channel.broken = channel.closed = True
+            self._reception.leave(peer, "the connection to its agent broke")
+            return False
+        return True
+
+    def _flush(self) -> None:
+        for host, peer in list(self._sending.items()):
+            if not peer.leaving:
+                self._send_messages(peer)
+                self._send_pieces(peer)
+            if peer.leaving or not (peer.messages or peer.payloads):
+                del self._sending[host]
+
+    # --- receiving --------------------------------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None, extra: Collection[int] = ()) -> tuple[list[HubEvent], set[int]]:
+        """Wait until there is something to tell, or ``timeout`` seconds have passed (``None``: for ever).
+
+        Returns the events in order, and which descriptors of ``extra`` are readable, hung up or closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            events = self._turn()
+            ready = self._waiter.wait(self._patience(bool(events), deadline), extra)
+            if events or ready or (deadline is not None and time.monotonic() >= deadline):
+                return events, ready
+
+    def _patience(self, something: bool, deadline: float | None) -> float | None:
+        if something or self._busy or self._waiter.readable():
+            return 0.0
+        limits = [deadline - time.monotonic()] if deadline is not None else []
+        limits += [_PROBE] if self._reception.leaving else []
+        limits += [_RETRY] if self._sending else []
+        return min(limits, default=None)
+
+    def _turn(self) -> list[HubEvent]:
+        reception = self._reception
+        for peer in reception.leaving.values():
+            self._probe(peer)
+        self._busy = self._doorman.read()
+        for monitor in self._monitors:
+            for happening in monitor.drain():
+                self._happened(happening)
+        for text in self._doorman.answer():
+            reception.refuse("key", text)
+        drained = [self._drain(self._control, False), self._drain(self._bulk, True)]
+        self._busy |= not all(drained)
+        self._say_farewells()
+        self._flush()
+        self._part(all(drained))
+        events, reception.events = reception.events, []
+        return events
+
+    def _drain(self, router: zmq.Socket[bytes], bulk: bool) -> bool:
+        """Read messages, but not for ever; True when there are no more."""
+        size = 0
+        for _ in range(TURN_MESSAGES):
+            parts = wires.receive(router)
+            if parts is None:
+                return True
+            self._reception.take(parts, bulk=bulk)
+            size += len(parts[-1])
+            if size > TURN_BYTES:
+                break
+        return False
+
+    def _happened(self, happening: wires.Happening) -> None:
+        event, value = happening
+        match event:
+            case wires.ACCEPTED:
+                self._reception.accepted(value)
+            case wires.DISCONNECTED:
+                if not self._reception.disconnected(value):
+                    if self._explained:
+                        self._explained -= 1
+                    else:
+                        self._reception.refuse("dropped", "a connection ended before anyone was known by it")
+            case wires.ACCEPT_FAILED:
+                self._reception.refuse("accept", f"a connection could not be accepted: {os.strerror(value)}")
+            case wires.FAILED_PROTOCOL:
+                self._explained += 1
+                self._reception.refuse("handshake", f"a connection without CURVE or this run's key ({value:#x})")
+            case wires.FAILED:
+                self._explained += 1
+                self._reception.refuse("dropped", "a connection ended during its handshake")
+            case _:  # FAILED_AUTH: the doorman has told it
+                self._explained += 1
+
+    # --- leaving ----------------------------------------------------------------------------------------------------
+
+    def _probe(self, peer: Peer) -> None:
+        for channel, router in zip(peer.channels(), (self._control, self._bulk), strict=True):
+            if channel.broken and not channel.closed and self._open(peer, channel, router):
+                with suppress(zmq.ZMQError):
+                    router.send(b"", wires.NOBLOCK)
+
+    def _part(self, drained: bool) -> None:
+        now = time.monotonic()
+        for host, peer in list(self._reception.leaving.items()):
+            late = now - peer.leave_by  # a flood from others must not hide for ever that somebody is gone
+            if (drained and (peer.quiet() or late >= 0)) or late >= _LATEST:
+                self.forget(host)
+                reason = "its agent left" if peer.said_bye else peer.leaving
+                self._reception.events.append(Left(host, reason))
+
+    def _say_farewells(self) -> None:
+        for bulk, identity, text in self._reception.farewells:
+            refusal = frames.encode(self._reception.nonce, 1, text[:ATTACH_LIMIT])
+            with suppress(zmq.ZMQError):
+                (self._bulk if bulk else self._control).send_multipart([identity, refusal], wires.NOBLOCK)
+        self._reception.farewells.clear()
+
+    def close(self) -> None:
+        """Hang up. What was said last still gets out, for half a second at most."""
+        deadline = time.monotonic() + _LINGER
+        self._flush()
+        while self._sending and time.monotonic() < deadline:
+            self._waiter.readable()
+            self._waiter.wait(_RETRY, ())
+            self._flush()
+        for monitor in self._monitors:
+            monitor.close()
+        self._doorman.socket.close(linger=0)
+        self._control.close(linger=int(_LINGER * 1000))
+        self._bulk.close(linger=0 if self._sending else int(_LINGER * 1000))
+        self._context.term()
+
+
+def _raise_file_limit() -> None:
+    """A connection is a descriptor, a host has two: as many as the system lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,205 @@
+"""Level 1: the words of the house as frozen values. Everyone may use them; they know no one.
+
+Times are seconds. A time called ``at`` is on a monotonic clock: that of the host while it travels from an agent,
+that of the supervisor once its core has corrected it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from signal import Signals
+from typing import Literal
+
+from msgspec import Struct
+
+StreamName = Literal["out", "err"]
+TaskKind = Literal["function", "script", "module", "command"]
+StartMethod = Literal["fork", "spawn"]
+
+
+class FateKind(StrEnum):
+    """How a rank ended."""
+
+    RETURNED = "returned"
+    """It gave its result, or its program ended with status 0."""
+    RAISED = "raised"
+    """An exception left the user's code."""
+    UNPICKLABLE = "unpicklable"
+    """The task could not be read on the host, or its result could not be written."""
+    EXITED = "exited"
+    """It ended with an exit status and without a result."""
+    SIGNALED = "signaled"
+    """A signal killed it."""
+    LOST = "lost"
+    """Its host, its agent or its fork template is gone; nobody saw it end."""
+
+
+class Fate(Struct, frozen=True, kw_only=True):
+    """What became of one rank."""
+
+    rank: int
+    local_rank: int
+    hostname: str
+    pid: int
+    """0 where the rank never started."""
+    kind: FateKind
+    at: float
+    exit_code: int | None = None
+    """``None`` after a signal, and where nobody knows."""
+    signal: int | None = None
+    out_of_memory: bool = False
+    stopped: bool = False
+    """True where we ended it, because of another rank's failure, a cancellation or a time limit."""
+    symptom: bool = False
+    """True where its error only says that a peer is gone."""
+    text: str = ""
+    """The traceback, or what is known instead of one."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rank did what was asked."""
+        return self.kind is FateKind.RETURNED
+
+    @property
+    def status(self) -> int:
+        """The exit status as a shell gives it: 128+N for signal N, 125 for a rank that was lost."""
+        if self.signal is not None:
+            return 128 + self.signal
+        if self.kind is FateKind.LOST:
+            return 125
+        return 1 if self.exit_code is None else self.exit_code
+
+    def describe(self) -> str:
+        """What happened, in a few words: ``killed by SIGKILL (out of memory)``."""
+        match self.kind:
+            case FateKind.RETURNED:
+                return "returned"
+            case FateKind.RAISED:
+                last = self.text.rstrip().rsplit("\n", 1)[-1] if self.text else "an exception"
+                return f"raised {last}"
+            case FateKind.UNPICKLABLE:
+                return "could not be pickled"
+            case FateKind.SIGNALED:
+                words = f"killed by {signal_name(self.signal or 0)}"
+                if self.out_of_memory:
+                    return f"{words} (out of memory)"
+                return words if not self.stopped else f"ended by zlaunch with {signal_name(self.signal or 0)}"
+            case FateKind.EXITED:
+                return f"exited with status {self.exit_code}"
+            case FateKind.LOST:
+                return f"lost: {self.text}" if self.text else "lost"
+
+
+class Gpu(Struct, frozen=True):
+    """One GPU of a host."""
+
+    index: int
+    name: str
+    memory: int
+    """Bytes."""
+    uuid: str = ""
+
+
+class HostFacts(Struct, frozen=True, kw_only=True):
+    """What an agent found on its host."""
+
+    hostname: str
+    pid: int
+    cores: int
+    """Usable ones: the affinity mask, not the machine's."""
+    numa_domains: int = 1
+    memory: int = 0
+    """Bytes."""
+    gpus: tuple[Gpu, ...] = ()
+    python: str = ""
+    torch: str = ""
+    version: str = ""
+    boot_id: str = ""
+
+
+class HostPlan(Struct, frozen=True):
+    """One host of a launcher: its place in the list, the name that the user gave, and its ranks."""
+
+    index: int
+    name: str
+    workers: int
+
+
+class Seat(Struct, frozen=True, kw_only=True):
+    """Where one rank sits: all that differs between the ranks of a step."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+    hostname: str
+    master_addr: str
+    master_port: int
+    restart_count: int = 0
+    threads: int = 1
+    """The host's usable cores over its ranks: OMP_NUM_THREADS where the user set none."""
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """What all ranks of a step share. It travels once per host, as the first frame of the step's letter."""
+
+    id: str
+    run_id: str
+    kind: TaskKind
+    argv: tuple[str, ...] = ()
+    """A script's path, a module's name or a program, with its arguments; empty for a function."""
+    env: dict[str, str]
+    """The whole environment of the ranks, before what zlaunch itself sets."""
+    cwd: str
+    sys_path: tuple[str, ...] = ()
+    backend: str | None = None
+    """The process group to make before a function: nccl, gloo, mpi, ucc; ``None`` for none."""
+    timeout: float = 600.0
+    log_token: str = ""
+    """Marks a logging record within a rank's stdout; fresh for every step. Empty: ``logging`` is untouched."""
+    log_level: int = 20
+    max_restarts: int = 0
+    gpus_per_worker: int = 1
+    gpu_memory_fraction: float | None = None
+    unswap_rocr_hip: bool = False
+
+
+class TemplateSpec(Struct, frozen=True, kw_only=True):
+    """What a fork template must have done before it forks; two equal keys can share one template."""
+
+    key: str
+    preload: tuple[str, ...]
+    start_method: StartMethod
+    env: dict[str, str]
+    sys_path: tuple[str, ...]
+    cwd: str
+
+
+class Survivor(Struct, frozen=True):
+    """A process that would not die."""
+
+    hostname: str
+    pid: int
+    command: str
+
+
+class AgentCommand(Struct, frozen=True, kw_only=True):
+    """How a launch back end starts one agent: a value, so that ``--dry-run`` can print what would run."""
+
+    host: int
+    argv: tuple[str, ...]
+    env: dict[str, str] | None
+    """``None``: the environment of the process that starts it."""
+    cwd: str | None
+    stdin_is_link: bool
+    """Whether end-of-file on the agent's stdin means that the supervisor is gone."""
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9; a number that has no name is ``signal 77``."""
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"

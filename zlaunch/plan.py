@@ -1,0 +1,145 @@
+"""Level 3, pure: job + hosts -> who runs what where. No process, no socket, no file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from .errors import LaunchError
+from .model import AgentCommand, HostFacts, HostPlan, Seat, StartMethod, Step, TemplateSpec
+
+WorkersPerHost = int | list[int] | Literal["auto", "gpu", "cpu"]
+
+IMPORT_VARIABLES = (
+    "PYTHON*",
+    "LD_*",
+    "TORCH*",
+    "PYTORCH*",
+    "CUDA*",
+    "NVIDIA*",
+    "HIP*",
+    "ROCR*",
+    "HSA*",
+    "OMP_*",
+    "KMP_*",
+    "GOMP_*",
+    "MKL_*",
+    "OPENBLAS_*",
+    "ATEN_*",
+    "DNNL_*",
+    "ONEDNN_*",
+    "PATH",
+    "HOME",
+)
+"""Variables that matter while Python starts and torch is imported: where one of them has changed, a template is of no
+use any more. All others are set after the fork."""
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """All that would happen, as values: what ``--dry-run`` prints."""
+
+    hosts: tuple[HostPlan, ...]
+    agents: tuple[AgentCommand, ...]
+    step: Step
+    seats: tuple[Seat, ...]
+    """With port 0: the port is chosen by rank 0's host when the step starts."""
+    template: TemplateSpec
+
+
+def count_workers(wanted: WorkersPerHost, names: Sequence[str], facts: Sequence[HostFacts]) -> list[int]:
+    """Ranks per host. Raises LaunchError where a host cannot have what is wanted, or ValueError for nonsense."""
+    if isinstance(wanted, list):
+        if len(wanted) != len(names):
+            hosts = "host" if len(names) == 1 else "hosts"
+            raise ValueError(f"workers_per_host has {len(wanted)} numbers for {len(names)} {hosts}")
+        counts = list(wanted)
+    elif wanted == "cpu":
+        counts = [f.cores for f in facts]
+    elif wanted == "gpu":
+        without = [name for name, f in zip(names, facts, strict=True) if not f.gpus]
+        if without:
+            raise LaunchError(
+                f"workers_per_host is 'gpu', and there is no GPU on {', '.join(without)}; "
+                "give a number, 'cpu' or 'auto' there"
+            )
+        counts = [len(f.gpus) for f in facts]
+    elif wanted == "auto":
+        counts = [len(f.gpus) for f in facts]
+        if not any(counts):
+            counts = [f.numa_domains for f in facts]
+        elif not all(counts):
+            without = [name for name, n in zip(names, counts, strict=True) if not n]
+            raise LaunchError(f"some hosts have GPUs and {', '.join(without)} has none; say workers_per_host")
+    elif isinstance(wanted, int) and not isinstance(wanted, bool):
+        counts = [wanted] * len(names)
+    else:
+        raise ValueError(f"workers_per_host is {wanted!r}; it is a number, a list of them, 'auto', 'gpu' or 'cpu'")
+    for name, count in zip(names, counts, strict=True):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"workers_per_host gives {count!r} workers to {name}; it takes 1 at least")
+    return counts
+
+
+def place_ranks(
+    hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts], master_addr: str
+) -> dict[int, tuple[Seat, ...]]:
+    """Seats by host index: ranks are counted host by host."""
+    world_size = sum(host.workers for host in hosts)
+    seats: dict[int, tuple[Seat, ...]] = {}
+    first = 0
+    for node, host in enumerate(hosts):
+        threads = max(1, facts[host.index].cores // host.workers)
+        seats[host.index] = tuple(
+            Seat(
+                rank=first + local,
+                local_rank=local,
+                world_size=world_size,
+                local_world_size=host.workers,
+                node_rank=node,
+                nodes=len(hosts),
+                hostname=host.name,
+                master_addr=master_addr,
+                master_port=0,
+                threads=threads,
+            )
+            for local in range(host.workers)
+        )
+        first += host.workers
+    return seats
+
+
+def template_for(
+    *,
+    preload: Sequence[str],
+    start_method: StartMethod,
+    env: Mapping[str, str],
+    sys_path: Sequence[str],
+    cwd: str,
+) -> TemplateSpec:
+    """The template that a step needs. Two steps whose keys are equal share one.
+
+    With torch alone preloaded, only the variables that Python and torch read at import count; a module of the user's
+    may read anything, so with one of those the whole environment, the path and the directory count.
+    """
+    preload = () if start_method == "spawn" else tuple(preload)
+    plain = set(preload) <= {"torch"}
+    counted = {k: v for k, v in env.items() if not plain or _matters(k)}
+    facts = [preload, start_method, sorted(counted.items()), [] if plain else [list(sys_path), cwd]]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return TemplateSpec(
+        key=key,
+        preload=preload,
+        start_method=start_method,
+        env=dict(env),
+        sys_path=tuple(sys_path),
+        cwd=cwd,
+    )
+
+
+def _matters(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in IMPORT_VARIABLES)

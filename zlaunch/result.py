@@ -1,0 +1,253 @@
+"""Level 5: what a caller gets: a run to wait for, results in rank order, or the error that says what happened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from .errors import (
+    AgentFailedError,
+    LaunchError,
+    RemoteTraceback,
+    RunCancelled,
+    SerializationError,
+    TimeLimitExceeded,
+    WorkerFailedError,
+)
+from .events import RunEnded
+from .model import Fate, FateKind, HostPlan
+from .protocol.envelope import unpack
+from .protocol.letter import load
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+R = TypeVar("R")
+
+
+class LaunchResult(Sequence[R]):
+    """What every rank returned: a sequence in rank order.
+
+    Attributes:
+        results: the same by host: ``{"a": [first local rank's, ...], ...}``, with the names that the user gave.
+    """
+
+    def __init__(self, results: Mapping[str, Sequence[R]]) -> None:
+        self.results: dict[str, list[R]] = {name: list(values) for name, values in results.items()}
+        self._ranks = [value for values in self.results.values() for value in values]
+
+    def rank(self, i: int) -> R:
+        """What rank ``i`` returned. Raises IndexError where there is no such rank."""
+        if not 0 <= i < len(self._ranks):
+            raise IndexError(f"no rank {i}: there are {len(self._ranks)}")
+        return self._ranks[i]
+
+    def index(self, hostname: str, local_rank: int) -> R:  # type: ignore[override]  # the contract's, as torchrunx's
+        """What a host's local rank returned. Raises KeyError or IndexError."""
+        if hostname not in self.results:
+            raise KeyError(f"no host {hostname!r}: there are {', '.join(self.results)}")
+        return self.results[hostname][local_rank]
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self._ranks)
+
+    @overload
+    def __getitem__(self, i: int) -> R: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[R]: ...
+    def __getitem__(self, i: int | slice) -> R | list[R]:
+        return self._ranks[i]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LaunchResult) and self.results == other.results
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+    def __repr__(self) -> str:
+        return f"LaunchResult({self.results!r})"
+
+
+class Run(Generic[R]):
+    """A step in progress.
+
+    Attributes:
+        id: its name in log directories and in ``TORCHELASTIC_RUN_ID``.
+        name: what runs.
+        ended: how it ended, once it has; every rank's fate is in there.
+    """
+
+    def __init__(self, cluster: Cluster, run: str, name: str, hosts: Sequence[HostPlan], *, alone: bool) -> None:
+        self.id = run
+        self.name = name
+        self.ended: RunEnded | None = None
+        self._cluster = cluster
+        self._hosts = tuple(hosts)
+        self.alone = alone
+        self._started = False
+        self._answers: dict[int, memoryview | None] = {}
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._decoded: LaunchResult[R] | BaseException | None = None
+        self._callbacks: list[Callable[[Run[R]], object]] = []
+
+    def __repr__(self) -> str:
+        ranks = sum(host.workers for host in self._hosts)
+        return f"<Run {self.id}: {self.name}, {ranks} ranks on {len(self._hosts)} host(s), {self.status()}>"
+
+    def done(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self._over.is_set()
+
+    def status(self) -> str:
+        """``queued``, ``running`` ...; then ``succeeded``, ``failed``, ``cancelled``, ``timed out`` or ``lost``."""
+        return self.ended.outcome if self.ended else self._cluster.state_of(self.id)
+
+    def result(self, timeout: float | None = None) -> LaunchResult[R]:
+        """Wait for the results.
+
+        Raises:
+            TimeoutError: it has not ended after ``timeout`` seconds; it goes on.
+            Exception: what the rank that failed first raised; or an error of ``zlaunch.errors``.
+        """
+        outcome = self._outcome(timeout)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, and return what ``result`` would raise, or ``None``."""
+        outcome = self._outcome(timeout)
+        return outcome if isinstance(outcome, BaseException) else None
+
+    def cancel(self, grace: float | None = None) -> bool:
+        """Stop it: SIGTERM to all ranks, SIGKILL after ``grace`` seconds (default: the launcher's ``grace_period``).
+
+        Returns False where it had ended already. A second call with ``grace=0`` kills at once.
+        """
+        if self.done():
+            return False
+        self._cluster.cancel(self.id, grace)
+        return True
+
+    def add_done_callback(self, callback: Callable[[Run[R]], object]) -> None:
+        """Have ``callback(run)`` called when it has ended, in a thread of zlaunch's; at once where it has."""
+        with self._lock:
+            if not self.done():
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def exit_status(self) -> int:
+        """The command line's: 0, the first failed rank's, 124 (time limit), 125 (a host was lost), 130 (cancelled)."""
+        ended = self.ended
+        if ended is None:
+            raise RuntimeError("it has not ended yet")
+        match ended.outcome:
+            case "succeeded":
+                return 0
+            case "timed out":
+                return 124
+            case "cancelled":
+                return 130
+            case "lost":
+                return 125
+            case "failed":
+                return (ended.cause.status or 1) if ended.cause else 1
+
+    # --- from the cluster -------------------------------------------------------------------------------------------
+
+    def resolve(self, ended: RunEnded, started: bool, answers: dict[int, memoryview | None]) -> None:
+        """It has ended, and all that it printed has been written."""
+        self._started, self._answers = started, answers
+        with self._lock:
+            self.ended = ended
+            self._over.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def _outcome(self, timeout: float | None) -> LaunchResult[R] | BaseException:
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"{self!r} has not ended after {timeout} s")
+        if self.alone:
+            self._cluster.wait_closed()
+        with self._lock:
+            if self._decoded is None:
+                self._decoded = self._decode()
+                self._answers = {}
+            return self._decoded
+
+    def _decode(self) -> LaunchResult[R] | BaseException:
+        ended = self.ended
+        assert ended is not None
+        if ended.outcome != "succeeded":
+            return self._failure(ended)
+        results: dict[str, list[R]] = {}
+        rank = 0
+        for host in self._hosts:
+            values: list[Any] = []
+            for _ in range(host.workers):
+                try:
+                    values.append(_value(self._answers.get(rank)))
+                except Exception as error:
+                    what = f"the result of rank {rank} ({host.name}) cannot be unpickled here: {error!r}"
+                    return SerializationError(what, survivors=ended.survivors)
+                rank += 1
+            results[host.name] = values
+        return LaunchResult(results)
+
+    def _failure(self, ended: RunEnded) -> BaseException:
+        cause, survivors = ended.cause, ended.survivors
+        if ended.outcome == "cancelled":
+            return RunCancelled(f"{self.name} was cancelled", survivors=survivors)
+        if ended.outcome == "timed out":
+            return TimeLimitExceeded(
+                f"{self.name} ran longer than its time limit of {self._cluster.limit_of(self.id):g} s",
+                survivors=survivors,
+            )
+        if cause is None:
+            return LaunchError(f"{self.name} ended without a cause", survivors=survivors)
+        if cause.kind is FateKind.LOST:
+            if not self._started:
+                return LaunchError(f"{cause.hostname}: {cause.text}", survivors=survivors)
+            return AgentFailedError(cause.hostname, cause.text, survivors=survivors)
+        if cause.kind is FateKind.UNPICKLABLE:
+            return SerializationError(f"rank {cause.rank} ({cause.hostname}): {cause.text}", survivors=survivors)
+        if cause.kind is FateKind.RAISED:
+            error = _exception(self._answers.get(cause.rank))
+            if error is not None:
+                error.__cause__ = RemoteTraceback(cause, ended.fates)
+                return error
+        return self._worker_failed(cause, ended)
+
+    def _worker_failed(self, cause: Fate, ended: RunEnded) -> WorkerFailedError:
+        return WorkerFailedError(
+            cause,
+            failures=ended.fates,
+            last_output=self._cluster.last_output(self.id, cause.rank),
+            log_file=self._cluster.log_file(self.id, cause.rank),
+            survivors=ended.survivors,
+        )
+
+
+def _value(data: memoryview | None) -> Any:
+    return None if data is None else load(unpack(data))
+
+
+def _exception(data: memoryview | None) -> BaseException | None:
+    """A worker's exception as its own type; ``None`` where it cannot be rebuilt, or must not be raised here."""
+    if data is None:
+        return None
+    try:
+        error = load(unpack(data))
+    except Exception:
+        return None
+    if not isinstance(error, BaseException) or isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+        return None
+    return error

@@ -1,0 +1,111 @@
+"""Level 4: the agents' processes, as far as the supervisor holds them: stdin, stderr, and the exit status.
+
+An agent's stderr is shared with its fork template, and the template ends only after it has killed all below it. So
+end-of-file there means more than an exit status: nothing of that host's is alive any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+
+from ..model import AgentCommand
+
+SAID_LIMIT = 8192
+STDIN_SIZE = 1 << 20
+F_SETPIPE_SZ = 1031
+
+
+@dataclass
+class AgentProcess:
+    """One agent's command, running."""
+
+    host: int
+    process: subprocess.Popen[bytes]
+    said: bytes = b""
+    left: str = ""
+    """Why its connection ended, if it did."""
+    open: bool = True
+
+    @classmethod
+    def start(cls, command: AgentCommand, line: bytes) -> AgentProcess:
+        """Start the command and give it its bootstrap line. Raises OSError."""
+        process = subprocess.Popen(
+            command.argv,
+            env=command.env,
+            cwd=command.cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C goes to us, and we tell the agents
+            bufsize=0,
+        )
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(process.stdin.fileno(), F_SETPIPE_SZ, STDIN_SIZE)  # a large environment must not block us
+        with contextlib.suppress(BrokenPipeError):  # it is dead already: its stderr will say why
+            process.stdin.write(line)
+        os.set_blocking(process.stderr.fileno(), False)
+        return cls(command.host, process)
+
+    @property
+    def stderr(self) -> int:
+        """The descriptor to wait for."""
+        assert self.process.stderr is not None
+        return self.process.stderr.fileno()
+
+    def read(self) -> bool:
+        """Take what it has said; False at the end-of-file."""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.stderr, 65536)
+            if not data:
+                return False
+            self.said = (self.said + data)[-SAID_LIMIT:]
+        return True
+
+    def connection_left(self, reason: str) -> None:
+        """Its connection is gone. Whether its process is too is seen within moments; a silent one is ended."""
+        self.left = reason
+        try:
+            self.process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return
+        self.left = ""
+
+    def reason(self) -> str:
+        """How it ended, and what it said last."""
+        try:
+            status = self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            return "its agent closed its stderr and lives on"
+        if self.left:
+            how = self.left
+        elif status < 0:
+            how = f"its agent (pid {self.process.pid}) was killed by {signal.Signals(-status).name}"
+        else:
+            how = f"its agent (pid {self.process.pid}) ended with status {status}"
+        said = self.said.decode(errors="replace").strip()
+        return f"{how}; it said:\n{said}" if said else how
+
+    def end(self) -> None:
+        """Make sure that it is gone, and close what we hold of it."""
+        if not self.open:
+            return
+        self.open = False
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        """Close our ends; for the agent that is the supervisor's death."""
+        for stream in (self.process.stdin, self.process.stderr):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()

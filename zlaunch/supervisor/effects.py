@@ -1,0 +1,74 @@
+"""Level 4, pure: all that the supervisor's core can want done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..events import Event, RunEnded
+from ..model import Seat
+from ..protocol.messages import ToAgent
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Say this to a host's agent."""
+
+    host: int
+    message: ToAgent
+
+
+@dataclass(frozen=True)
+class SendStart:
+    """Send a step's letter and seats to a host."""
+
+    host: int
+    run: str
+    attempt: int
+    template: str
+    seats: tuple[Seat, ...]
+    answers: bool
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Let everybody who listens know."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A run is over: its letter may go, its answers are due."""
+
+    ended: RunEnded
+    started: bool
+    """Whether any rank ever started."""
+
+
+@dataclass(frozen=True)
+class AllReady:
+    """Every agent has connected."""
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """An agent did not come: which, and why."""
+
+    hostname: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EndAgent:
+    """Make sure that a host's agent is gone: close what we hold of it."""
+
+    host: int
+
+
+@dataclass(frozen=True)
+class AllGone:
+    """No agent is left: the loop may end."""
+
+
+Effect: TypeAlias = Tell | SendStart | Emit | Finish | AllReady | NotReady | EndAgent | AllGone

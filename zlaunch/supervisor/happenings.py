@@ -1,0 +1,96 @@
+"""Level 4, pure: all that can happen to the supervisor, as its core hears of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ..model import HostPlan, Seat, TemplateSpec
+from ..protocol.messages import ToSupervisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrder:
+    """What the supervisor must know of a run; the letter itself stays with the loop."""
+
+    id: str
+    name: str
+    hosts: tuple[HostPlan, ...]
+    seats: dict[int, tuple[Seat, ...]]
+    """By host index; the port is still missing."""
+    template: TemplateSpec
+    log_token: str = ""
+    answers: bool = True
+    grace: float = 30.0
+    time_limit: float | None = None
+    max_restarts: int = 0
+    world_size: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The agents' commands have been started; they have until ``connect_by``."""
+
+    hosts: tuple[HostPlan, ...]
+    connect_by: float
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Somebody wants a run."""
+
+    order: RunOrder
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """Somebody wants a run no more; ``grace`` of ``None`` is the run's own."""
+
+    run: str
+    grace: float | None = None
+
+
+@dataclass(frozen=True)
+class AgentSaid:
+    """A host's agent said something; ``pending``: the payload of its answer is still on its way."""
+
+    host: int
+    message: ToSupervisor
+    pending: bool = False
+
+
+@dataclass(frozen=True)
+class PayloadCame:
+    """The payload of a rank's answer is here, whole."""
+
+    run: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class LogsSeen:
+    """A host's log messages have come up to this number."""
+
+    host: int
+    number: int
+
+
+@dataclass(frozen=True)
+class AgentGone:
+    """A host's agent is there no more: its process ended, or its connection."""
+
+    host: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The launcher wants everything to end."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """The core's deadline has come."""
+
+
+Happening: TypeAlias = Begun | Submitted | Cancelled | AgentSaid | PayloadCame | LogsSeen | AgentGone | Closing | Tick

@@ -1,0 +1,258 @@
+"""Level 4: the supervisor's hands: one thread that turns sockets, pipes and timers into happenings.
+
+Everybody else only posts to its inbox. It decides nothing; what the core wants is carried out here. It writes to no
+file and no terminal: events go to whoever listens, who must not block.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeAlias, assert_never
+
+from ..events import Event, Notice, RunEnded
+from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
+from ..link.memory import Probe
+from ..model import AgentCommand, HostPlan
+from ..protocol import messages as m
+from . import effects as do
+from . import happenings as on
+from .agents import AgentProcess
+from .core import SupervisorCore
+from .payloads import Answer, Letters, Replies
+
+LOG_CREDIT = 4 << 20
+"""Bytes of log lines that may be between an agent and the console."""
+
+Finished: TypeAlias = Callable[[RunEnded, bool, dict[int, Answer]], None]
+
+_living: weakref.WeakSet[SupervisorLoop] = weakref.WeakSet()
+
+
+class SupervisorLoop:
+    """The thread that holds a launcher's agents.
+
+    Args:
+        emit: is given every event, in order, in this loop's thread.
+        finished: is given a run's end, whether any rank started, and the ranks' answers.
+        ready: is called with ``None`` when all agents have connected, else with what went wrong.
+    """
+
+    def __init__(
+        self, *, emit: Callable[[Event], None], finished: Finished, ready: Callable[[str | None], None]
+    ) -> None:
+        self.core = SupervisorCore()
+        self.hub = Hub()
+        self.emit, self.finished, self.ready = emit, finished, ready
+        self.probe = Probe()
+        self.inbox: deque[Callable[[], None]] = deque()
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.agents: dict[int, AgentProcess] = {}
+        self.names: dict[int, str] = {}
+        self.letters = Letters(self.hub)
+        self.replies = Replies(self.hub)
+        self.logs: dict[int, int] = {}
+        self.credit: dict[str, int] = {}
+        self.over = False
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="zlaunch-supervisor", daemon=True)
+        _living.add(self)
+
+    # --- from other threads -----------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        hosts: Sequence[HostPlan],
+        launch: Callable[[Hub], Sequence[tuple[AgentCommand, bytes]]],
+        timeout: float,
+    ) -> None:
+        """Start the agents; ``launch`` gives each one's command and bootstrap line. Raises OSError."""
+        self.names = {plan.index: plan.name for plan in hosts}
+        try:
+            for command, line in launch(self.hub):
+                self.agents[command.host] = AgentProcess.start(command, line)
+        except BaseException:
+            self._release_all()
+            raise
+        self.core.handle(on.Begun(tuple(hosts), time.monotonic() + timeout), time.monotonic())
+        self.thread.start()
+
+    def submit(self, order: on.RunOrder, letter: int) -> None:
+        """Queue a run; ``letter`` is a memfd that this loop owns from now on."""
+        self._post(lambda: self._submit(order, letter))
+
+    def cancel(self, run: str, grace: float | None = None) -> None:
+        """Stop a run; with ``grace`` 0 at once."""
+        self._post(lambda: self._handle(on.Cancelled(run, grace)))
+
+    def handled(self, hostname: str, size: int) -> None:
+        """So many bytes of a host's output have been dealt with: it may send as many again."""
+        self._post(lambda: self._give_credit(hostname, size))
+
+    def close(self) -> None:
+        """End all runs and agents. ``closed`` is set when that is done."""
+        self._post(lambda: self._handle(on.Closing()))
+
+    def _post(self, call: Callable[[], None]) -> None:
+        self.inbox.append(call)
+        if not self.over:
+            os.eventfd_write(self.wake, 1)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self.over:
+                self._wait()
+        except BaseException as error:  # a defect of ours must not leave callers waiting for ever
+            self.emit(Notice(time.monotonic(), "error", f"the supervisor failed: {error!r}"))
+            raise
+        finally:
+            self._release_all()
+            self.closed.set()
+
+    def _wait(self) -> None:
+        deadline = self.core.deadline()
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        descriptors = [self.wake, *(a.stderr for a in self.agents.values() if a.open)]
+        events, ready = self.hub.poll(timeout, descriptors)
+        for event in events:
+            self._from_wire(event)
+        if self.wake in ready:
+            os.eventfd_read(self.wake)
+        while self.inbox:
+            self.inbox.popleft()()
+        for agent in list(self.agents.values()):
+            if agent.open and agent.stderr in ready and not agent.read():
+                self._handle(on.AgentGone(agent.host, agent.reason()))
+        deadline = self.core.deadline()
+        if deadline is not None and deadline <= time.monotonic():
+            self._handle(on.Tick())
+
+    def _handle(self, event: on.Happening) -> None:
+        for effect in self.core.handle(event, time.monotonic()):
+            self._carry_out(effect)
+
+    # --- translating ------------------------------------------------------------------------------------------------
+
+    def _from_wire(self, event: HubEvent) -> None:
+        match event:
+            case Joined(host):
+                self.hub.send(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
+            case Heard(host, message, payload):
+                self._heard(host, message, payload)
+            case PieceCame(host, payload_id, offset, data):
+                place = self.replies.piece(host, payload_id, offset, data)
+                if place:
+                    self._handle(on.PayloadCame(*place))
+            case LogCame(host, log, data):
+                self._log_came(host, log, data)
+            case Left(host, reason):
+                self.agents[host].connection_left(reason)
+            case Refused(kind, text, host):
+                who = "" if host is None else self.names.get(host, "")
+                self.emit(Notice(time.monotonic(), "warning", f"refused on the wire ({kind}): {text}", who))
+            case _:
+                assert_never(event)
+
+    def _heard(self, host: int, message: m.ToSupervisor, payload: memoryview | bytes | None) -> None:
+        pending = False
+        match message:
+            case m.Pong():
+                self.letters.shares[host] = message.shares_memory
+            case m.Release():
+                return
+            case m.Answered():
+                pending = self.replies.take(host, message, payload)
+            case _:
+                pass
+        self._handle(on.AgentSaid(host, message, pending))
+
+    def _log_came(self, host: int, log: m.Log, data: Sequence[bytes | bytearray | memoryview]) -> None:
+        event = self.core.output(host, log, b"".join(data))
+        if event is None:
+            self._give_credit(self.names[host], log.size)
+        else:
+            self.emit(event)
+        self._handle(on.LogsSeen(host, log.number))
+
+    # --- carrying out -----------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: do.Effect) -> None:
+        match effect:
+            case do.Tell(host, message):
+                self._tell(host, message)
+            case do.SendStart():
+                self._send_start(effect)
+            case do.Emit(event):
+                self.emit(event)
+            case do.Finish(ended, started):
+                self.letters.drop(ended.run)
+                self.finished(ended, started, self.replies.collect(ended.run))
+            case do.AllReady():
+                self.ready(None)
+            case do.NotReady(hostname, reason):
+                self.ready(f"{hostname}: {reason}")
+            case do.EndAgent(host):
+                self.hub.forget(host)
+                self.agents[host].end()
+                self._handle(on.AgentGone(host, "it was ended"))
+            case do.AllGone():
+                self.over = True
+            case _:
+                assert_never(effect)
+
+    def _tell(self, host: int, message: m.ToAgent, payload: memoryview | bytes | None = None) -> None:
+        with suppress(Gone):  # its end is on its way here, and will be told once
+            self.hub.send(host, message, payload)
+
+    def _send_start(self, effect: do.SendStart) -> None:
+        self.replies.expect(effect.run, effect.attempt)
+        letter, attached, view = self.letters.address(effect.run, effect.host)
+        start = m.Start(effect.run, effect.attempt, effect.template, effect.seats, letter, effect.answers)
+        self._tell(effect.host, start, attached)
+        if isinstance(letter, m.Pieces) and view is not None:
+            with suppress(Gone):  # as above
+                self.hub.send_payload(effect.host, letter.id, view)
+
+    def _submit(self, order: on.RunOrder, letter: int) -> None:
+        self.letters.add(order.id, letter)
+        self._handle(on.Submitted(order))
+
+    def _give_credit(self, hostname: str, size: int) -> None:
+        total = self.credit.get(hostname, 0) + size
+        if total < LOG_CREDIT // 8:
+            self.credit[hostname] = total
+            return
+        self.credit[hostname] = 0
+        for index, name in self.names.items():
+            if name == hostname:
+                self._tell(index, m.Credit(total))
+
+    def _release_all(self) -> None:
+        self.over = True
+        for agent in self.agents.values():
+            agent.end()
+        self.hub.close()
+        self.letters.close()
+        self.probe.close()
+        _living.discard(self)
+
+    def disarm(self) -> None:
+        """In a forked child of the user's program: let go of what would keep the agents from seeing our death."""
+        for agent in self.agents.values():
+            agent.close_descriptors()
+
+
+def _disarm_in_child() -> None:
+    for loop in list(_living):
+        loop.disarm()
+    _living.clear()
+
+
+os.register_at_fork(after_in_child=_disarm_in_child)

@@ -1,0 +1,105 @@
+"""Level 3, pure: the environment that a rank finds, and which of a host's GPUs it sees.
+
+What is set is what torchrun sets, so that accelerate, Lightning, DeepSpeed and ``torch.distributed`` know where they
+are. What is removed would tell them that they are somewhere else: the place that an MPI launcher or a scheduler gave
+to the process that started us, and that all our ranks would inherit alike.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from ..model import Seat, Step
+
+STALE = {
+    "OMPI_COMM_WORLD_*": "Open MPI's place of a process: DeepSpeed asserts that it agrees with LOCAL_RANK",
+    "OMPI_UNIVERSE_SIZE": "Open MPI: an MPI_Init in the rank would look for a parent that is not its own",
+    "OMPI_MCA_ess*": "Open MPI's start-up of one process, as above",
+    "OMPI_MCA_orte*": "Open MPI's start-up of one process, as above",
+    "PMIX_*": "the process's place for PMIx, as above",
+    "PMI_*": "MPICH's and Slurm's place of a process: accelerate takes it for the rank on the CPU",
+    "PMI2_*": "as PMI_*",
+    "MPI_LOCALRANKID": "Hydra's local rank",
+    "MPI_LOCALNRANKS": "Hydra's number of local ranks",
+    "MV2_COMM_WORLD_*": "MVAPICH's place of a process",
+    "PALS_RANKID": "PALS's place of a process",
+    "PALS_LOCAL_*": "PALS's place of a process",
+    "JSM_NAMESPACE_*": "jsrun's place of a process",
+    "FLUX_TASK_*": "Flux's place of a task",
+    "SLURM_PROCID": "srun's rank: Lightning and others take it for ours",
+    "SLURM_LOCALID": "srun's local rank",
+    "SLURM_NODEID": "srun's number of the node, which is that of the agent's task",
+    "SLURM_GTIDS": "srun's ranks on this node",
+    "SLURM_TASK_PID": "srun's process of the task",
+    "TORCHELASTIC_*": "another torchrun around us; its error file would be written by our ranks",
+}
+"""Patterns of variables that ranks must not inherit, each with the reason."""
+
+
+def rank_environment(step: Step, seat: Seat) -> dict[str, str]:
+    """Everything that the rank at ``seat`` finds in its environment, on top of the step's own."""
+    env = {key: value for key, value in step.env.items() if not is_stale(key)}
+    env = env if step.unswap_rocr_hip else swap_rocr_hip(env)
+    if step.gpus_per_worker > 1:
+        env.update(_own_devices(env, seat, step.gpus_per_worker))
+    rank, world = str(seat.rank), str(seat.world_size)
+    env |= {
+        "RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_RANK": str(seat.local_rank),
+        "LOCAL_WORLD_SIZE": str(seat.local_world_size),
+        "NODE_RANK": str(seat.node_rank),
+        "GROUP_RANK": str(seat.node_rank),
+        "GROUP_WORLD_SIZE": str(seat.nodes),
+        "ROLE_RANK": rank,
+        "ROLE_WORLD_SIZE": world,
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": seat.master_addr,
+        "MASTER_PORT": str(seat.master_port),
+        "TORCHELASTIC_RUN_ID": step.run_id,
+        "TORCHELASTIC_RESTART_COUNT": str(seat.restart_count),
+        "TORCHELASTIC_MAX_RESTARTS": str(step.max_restarts),
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "ZLAUNCH_RUN_ID": step.run_id,
+        "ZLAUNCH_HOSTNAME": seat.hostname,
+    }
+    env.setdefault("OMP_NUM_THREADS", str(max(1, seat.threads)))
+    if seat.nodes == 1:
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if step.kind == "command":
+        env.setdefault("PYTHONUNBUFFERED", "1")  # a Python that we can't reach into would hold back 8 KiB of lines
+    return env
+
+
+def is_stale(name: str) -> bool:
+    """Whether a variable tells of a place that another launcher gave."""
+    return any(fnmatchcase(name, pattern) for pattern in STALE)
+
+
+def swap_rocr_hip(env: dict[str, str]) -> dict[str, str]:
+    """The environment with ROCR_VISIBLE_DEVICES moved into HIP_VISIBLE_DEVICES; it must be so before torch is imported.
+
+    ROCR_VISIBLE_DEVICES filters in the runtime, below HIP, whose own variable then counts within what is left: where
+    both are set, the result is the node's devices that were left. Lists of UUIDs stay as they are.
+    """
+    rocr = _entries(env.get("ROCR_VISIBLE_DEVICES", ""))
+    if not rocr or not all(entry.isdigit() for entry in rocr):
+        return env
+    hip = env.get("HIP_VISIBLE_DEVICES")
+    if hip is not None:
+        rocr = [rocr[int(i)] for i in _entries(hip) if i.isdigit() and int(i) < len(rocr)]
+    rest = {key: value for key, value in env.items() if key != "ROCR_VISIBLE_DEVICES"}
+    return rest | {"HIP_VISIBLE_DEVICES": ",".join(rocr)}
+
+
+def _own_devices(env: dict[str, str], seat: Seat, count: int) -> dict[str, str]:
+    names = [name for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if env.get(name)]
+    own = {}
+    for name in names or ["CUDA_VISIBLE_DEVICES"]:  # ROCm obeys it too
+        devices = _entries(env.get(name, "")) or [str(i) for i in range(count * seat.local_world_size)]
+        own[name] = ",".join(devices[count * seat.local_rank : count * (seat.local_rank + 1)])
+    return own
+
+
+def _entries(devices: str) -> list[str]:
+    return [entry.strip() for entry in devices.split(",") if entry.strip()]

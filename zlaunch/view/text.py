@@ -1,0 +1,72 @@
+"""Level 4, view: the wording of records, notices and reports. Pure: values in, text out."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ..events import Notice, Record, RunEnded, RunRestarting
+from ..model import Fate, FateKind
+
+
+def wall_time(created: float) -> str:
+    """``2026-01-01 12:00:00,123``, as ``logging`` writes it, in local time."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(created))},{int(created % 1 * 1000):03d}"
+
+
+def format_record(record: Record) -> str:
+    """A record as it stands in a log file: time, level, logger and message, then the exception's text."""
+    head = f"{wall_time(record.created)} {logging.getLevelName(record.level)} {record.name}: {record.message}"
+    return f"{head}\n{record.exc_text.rstrip()}" if record.exc_text else head
+
+
+def short_record(record: Record) -> str:
+    """A record as it stands on the console, where it is read as it happens: without the time."""
+    head = f"{logging.getLevelName(record.level)} {record.name}: {record.message}"
+    return f"{head}\n{record.exc_text.rstrip()}" if record.exc_text else head
+
+
+def format_notice(notice: Notice, created: float) -> str:
+    """An agent's notice as it stands in its host's log file."""
+    return f"{wall_time(created)} {notice.level.upper()} agent: {notice.text}"
+
+
+def who(fate: Fate) -> str:
+    """``rank 2 (localhost, local rank 2, pid 41)``."""
+    pid = f", pid {fate.pid}" if fate.pid else ", never started"
+    return f"rank {fate.rank} ({fate.hostname}, local rank {fate.local_rank}{pid})"
+
+
+def restart_words(event: RunRestarting) -> str:
+    """Why a step is started again."""
+    return f"{who(event.cause)} {event.cause.describe()}: restart {event.restart} of {event.max_restarts}"
+
+
+def report(ended: RunEnded, log_file: str | None) -> list[str]:
+    """What to say of a run that did not succeed: who failed, which rank first, and where to read on.
+
+    The last lines are the ones that matter. Of a run that succeeded only survivors are told.
+    """
+    lines = [f"still alive: pid {s.pid} on {s.hostname} ({s.command})" for s in ended.survivors]
+    if ended.outcome == "succeeded":
+        return lines
+    cause = ended.cause
+    others = [fate for fate in ended.fates if not fate.ok and (cause is None or fate.rank != cause.rank)]
+    failed = [fate for fate in others if not fate.stopped]
+    lines += [f"{who(fate)} {fate.describe()}" for fate in failed[:5]]
+    if more := len(others) - len(failed[:5]):
+        lines.append(f"{more} {'other rank' if more == 1 else 'other ranks'} ended or stopped with the run")
+    if ended.outcome == "cancelled":
+        lines.append("cancelled")
+    elif ended.outcome == "timed out":
+        lines.append("the time limit has passed")
+    if cause is not None:
+        first = "first: " if failed else ""
+        lines.append(f"{first}{who(cause)} {cause.describe()}")
+        if cause.out_of_memory:
+            lines.append("use fewer ranks, a smaller batch, or a larger memory limit")
+        elif cause.kind is FateKind.UNPICKLABLE and cause.text:
+            lines += cause.text.rstrip().splitlines()
+    if log_file:
+        lines.append(f"its whole output: {log_file}")
+    return lines
