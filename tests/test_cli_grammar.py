@@ -113,3 +113,27 @@ def test_what_is_refused(line: str, message: str, hint: str) -> None:
 
 def test_a_negative_number_is_a_value() -> None:
     assert values(split(["-n", "-4", "x"]), "procs-per-node") == ["-4"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--local -n 2 test_script.py",
+        "-N 1 -n 4 train.py --epochs 100",
+        "-r tcp -N 1 -n 4 train.py",
+        "--fraction-max-gpu-mem 0.75 -N 1 -n 4 large_model.py",
+        "--fraction-max-gpu-mem 0.5 -n 2 shared_gpu_train.py",
+        "--unswap-rocr-hip-vis-dev -n 8 torchtitan_train.py",
+        "-N 1 -n 2 --gpus-per-proc 4 model_parallel_train.py",
+        "--dry-run -N 1 -n 8 train.py --lr 0.001",
+        "--save-hostlist -n 8 debug_train.py",
+        "--out output.log --err error.log -n 8 train.py",
+        "--color-stderr --verbose -N 1 -n 4 debug_train.py",
+        "--verbose --save-hostlist --out logs/train_out.log --err logs/train_err.log -N 1 -n 8 train.py",
+        "-t 480 -J BERT_finetune -n 8 long_train.py",
+    ],
+)
+def test_command_lines_of_torchrun_hpc_for_one_machine(line: str) -> None:
+    words = split(line.split())
+    assert words.command[0].endswith(".py")
+    assert words.not_needed == ()

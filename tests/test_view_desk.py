@@ -22,7 +22,7 @@ from typing import TextIO
 
 import pytest
 
-from zlaunch.events import Event, Notice, Output, RankEnded, Record, RunEnded, RunRestarting, RunStarted
+from zlaunch.events import AgentLost, Event, Notice, Output, RankEnded, RunEnded, RunRestarting, RunStarted
 from zlaunch.model import Fate, FateKind, HostPlan
 from zlaunch.view.desk import Desk
 from zlaunch.view.settings import ViewSettings
@@ -377,12 +377,13 @@ def test_hosts_cannot_write_elsewhere(tmp_path: Path) -> None:
 def test_agents_words_are_in_their_hosts_file_even_those_before_the_run(tmp_path: Path) -> None:
     with office(ViewSettings(log_dir=str(tmp_path))) as here:
         here.tell(Notice(0.0, "info", "early", "node"), Notice(0.0, "info", "else", "other"), started(1))
-        here.tell(Notice(0.0, "info", "late", "node"), output(b"a\n"))
+        here.tell(Notice(0.0, "info", "late", "node"), output(b"a\n"), AgentLost(0.0, "node", "cut"))
         assert here.settled()
         path = Path(here.desk.log_file("r1", 0) or "").with_name("node.log")
         assert [line.split(" ", 2)[2] for line in path.read_text().splitlines()] == [
             "INFO agent: early",
             "INFO agent: late",
+            "ERROR agent: lost: cut",
         ]
 
 
@@ -455,10 +456,19 @@ def test_a_disk_that_is_full_under_the_log_directory(tmp_path: Path) -> None:
     try:
         with office(ViewSettings(log_dir=str(tmp_path), ranks="none")) as here:
             line = b"z" * 999 + b"\n"
-            here.tell(started(1), output(line * 300), output(b"after\n"), ended(0), over())
+            filler = tmp_path / "filler"
+            filler.write_bytes(b"f" * 65_536)
+            here.tell(started(1), output(line * 300))
+            assert here.settled()
+            filler.unlink()
+            here.tell(output(b"after\n"), ended(0), over())
             assert here.settled()
             path = Path(here.desk.log_file("r1", 0) or "")
-            kept = path.stat().st_size
+            *whole, torn, after = path.read_bytes().splitlines(keepends=True)
+            assert set(whole) <= {line}
+            assert len(torn) <= len(line)
+            assert after == b"after\n", "a line that came when there was room again is not glued to a torn one"
+            kept = len(whole) * len(line) + len(torn.rstrip(b"\n")) + len(after)
             said = here.err.getvalue().decode()
             assert 0 < kept < 300_000
             assert said.count("No space left on device") == 1

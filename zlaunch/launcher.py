@@ -155,6 +155,7 @@ class Launcher:
 
     def start(self) -> Launcher:
         """Start the agents, and keep them for many steps, until ``stop``. Does nothing where they are there already."""
+        self._check()
         with self._shared.lock:
             if self._shared.cluster is None:
                 hosts = self._hosts()

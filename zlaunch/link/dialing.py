@@ -107,8 +107,10 @@ def dial(
     deadline = time.monotonic() + timeout
     pairs: list[Pair] = []
     try:
-        for number, endpoints in enumerate(zip(invitation.control, invitation.bulk, strict=True)):
-            pairs.append(_pair(context, invitation, number, endpoints, heartbeat, silence))
+        pairs.extend(
+            _pair(context, invitation, number, heartbeat=heartbeat, silence=silence)
+            for number in range(min(len(invitation.control), len(invitation.bulk)))
+        )
         waiter = wires.Waiter([line.monitor.socket for pair in pairs for line in pair.lines])
         while True:
             for line in (line for pair in pairs for line in pair.lines):
@@ -133,10 +135,11 @@ def _pair(
     context: zmq.Context[zmq.Socket[bytes]],
     invitation: Invitation,
     number: int,
-    endpoints: tuple[str, str],
+    *,
     heartbeat: float,
     silence: float,
 ) -> Pair:
+    endpoints = (invitation.control[number], invitation.bulk[number])
     lines = []
     for endpoint, bulk in zip(endpoints, (False, True), strict=True):
         dealer = context.socket(zmq.DEALER)

@@ -19,14 +19,14 @@ from contextlib import suppress
 
 import zmq
 
-from ..protocol import frames
-from ..protocol.frames import ATTACH_LIMIT, Buffer
+from ..protocol.frames import Buffer
 from ..protocol.messages import ToAgent
 from . import wires
-from .peers import Channel, Outgoing, Peer
+from .peers import Peer
+from .post import Post
 from .reception import Reception
 from .tidings import Heard, HubEvent, Joined, Left, LogCame, PieceCame
-from .words import Gone, Invitation, LinkError, Refused, as_bytes
+from .words import Gone, Invitation, LinkError, Refused
 from .zap import DOMAIN, Doorman
 
 __all__ = [
@@ -43,12 +43,8 @@ __all__ = [
     "Refused",
 ]
 
-OUTBOX = 64 << 20
-"""Bytes of control messages that may wait for one host; one that takes no more is lost."""
 TURN_BYTES, TURN_MESSAGES = 4 << 20, 1024
 """What one turn reads of a channel before the other has its turn."""
-_BURST = 16
-"""Pieces that one host gets before the next has its turn."""
 _RETRY, _PROBE = 0.005, 0.001
 _LATEST = 2.0
 _LINGER = 0.5
@@ -83,7 +79,6 @@ class Hub:
         self._reception = Reception(os.urandom(16))
         self._server_key, self._secret_key = zmq.curve_keypair()
         self._incarnations: dict[int, int] = {}
-        self._sending: dict[int, Peer] = {}
         self._busy = False
         self._explained = 0
         try:
@@ -92,6 +87,7 @@ class Hub:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise LinkError(f"cannot listen on {', '.join(addresses)}: {error}") from error
+        self._post = Post(self._reception, self._control, self._bulk)
         self._monitors = [
             wires.Monitor(self._context, self._control, "control", _WATCHED),
             wires.Monitor(self._context, self._bulk, "bulk", _WATCHED),
@@ -125,7 +121,7 @@ class Hub:
         former = self._reception.peers.get(host)
         if former is not None:
             self._doorman.revoke(former.invitation.public_key)
-            self._sending.pop(host, None)
+            self._post.sending.pop(host, None)
         public, secret = zmq.curve_keypair()
         self._incarnations[host] = self._incarnations.get(host, 0) + 1
         invitation = Invitation(
@@ -145,7 +141,7 @@ class Hub:
     def forget(self, host: int) -> None:
         """Drop whatever comes from this host from now on; it cannot come back without a new invitation."""
         peer = self._reception.drop(host, silently=True)
-        self._sending.pop(host, None)
+        self._post.sending.pop(host, None)
         if peer is not None:
             self._doorman.revoke(peer.invitation.public_key)
 
@@ -163,19 +159,7 @@ class Hub:
             Gone: the host is not connected, or has not taken anything for so long that its outbox is full.
             Malformed: the message or its payload is too large for any peer, or the payload is not what it says.
         """
-        peer = self._connected(host)
-        view = None if payload is None else as_bytes(payload)
-        frames.check_control(message, [] if view is None else [len(view)])
-        header = peer.control.outbound.encode(message)
-        parts: list[Buffer] = [header] if view is None else [header, view]
-        peer.messages.append(parts)
-        peer.message_bytes += sum(map(len, parts))
-        self._send_messages(peer)
-        if peer.message_bytes > OUTBOX:
-            peer.messages.clear()
-            self._reception.leave(peer, f"it has not taken {peer.message_bytes >> 20} MiB of messages")
-        if peer.leaving:
-            raise Gone(host, peer.leaving)
+        self._post.send(self._connected(host), message, payload)
 
     def send_payload(self, host: int, payload_id: int, view: memoryview) -> None:
         """Send a payload on bulk, after the message that announces it. ``view`` must stay as it is until it is sent.
@@ -183,12 +167,7 @@ class Hub:
         Raises:
             Gone: the host is not connected.
         """
-        peer = self._connected(host)
-        flat = as_bytes(view)
-        if len(flat):
-            peer.payloads.append(Outgoing(payload_id, flat))
-            self._sending[host] = peer
-            self._send_pieces(peer)
+        self._post.send_payload(self._connected(host), payload_id, view)
 
     def _connected(self, host: int) -> Peer:
         peer = self._reception.peers.get(host)
@@ -197,45 +176,6 @@ class Hub:
         if peer.leaving:
             raise Gone(host, peer.leaving)
         return peer
-
-    def _send_messages(self, peer: Peer) -> None:
-        while peer.messages and self._open(peer, peer.control, self._control):
-            parts = peer.messages.popleft()
-            peer.message_bytes -= sum(map(len, parts))
-            wires.send(self._control, parts)
-        if peer.messages:
-            self._sending[peer.host] = peer
-
-    def _send_pieces(self, peer: Peer) -> None:
-        for _ in range(_BURST):
-            if not peer.payloads or not self._open(peer, peer.bulk, self._bulk):
-                return
-            payload = peer.payloads[0]
-            piece, data = payload.next()
-            wires.send(self._bulk, [peer.bulk.outbound.encode(piece), data])
-            if payload.advance():
-                peer.payloads.popleft()
-
-    def _open(self, peer: Peer, channel: Channel, router: zmq.Socket[bytes]) -> bool:
-        """Begin a message to a peer; False where its pipe is full, or it is gone."""
-        assert channel.identity is not None
-        try:
-            router.send(channel.identity, wires.NOBLOCK | wires.SNDMORE)
-        except zmq.Again:
-            return False
-        except zmq.ZMQError:
-            channel.broken = channel.closed = True
-            self._reception.leave(peer, "the connection to its agent broke")
-            return False
-        return True
-
-    def _flush(self) -> None:
-        for host, peer in list(self._sending.items()):
-            if not peer.leaving:
-                self._send_messages(peer)
-                self._send_pieces(peer)
-            if peer.leaving or not (peer.messages or peer.payloads):
-                del self._sending[host]
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
@@ -256,13 +196,13 @@ class Hub:
             return 0.0
         limits = [deadline - time.monotonic()] if deadline is not None else []
         limits += [_PROBE] if self._reception.leaving else []
-        limits += [_RETRY] if self._sending else []
+        limits += [_RETRY] if self._post.sending else []
         return min(limits, default=None)
 
     def _turn(self) -> list[HubEvent]:
         reception = self._reception
         for peer in reception.leaving.values():
-            self._probe(peer)
+            self._post.probe(peer)
         self._busy = self._doorman.read()
         for monitor in self._monitors:
             for happening in monitor.drain():
@@ -271,14 +211,16 @@ class Hub:
             reception.refuse("key", text)
         drained = [self._drain(self._control, False), self._drain(self._bulk, True)]
         self._busy |= not all(drained)
-        self._say_farewells()
-        self._flush()
+        self._post.say_farewells()
+        self._post.flush()
         self._part(all(drained))
         events, reception.events = reception.events, []
         return events
 
     def _drain(self, router: zmq.Socket[bytes], bulk: bool) -> bool:
         """Read messages, but not for ever; True when there are no more."""
+        if not wires.readable(router):
+            return True
         size = 0
         for _ in range(TURN_MESSAGES):
             parts = wires.receive(router)
@@ -314,12 +256,6 @@ class Hub:
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 
-    def _probe(self, peer: Peer) -> None:
-        for channel, router in zip(peer.channels(), (self._control, self._bulk), strict=True):
-            if channel.broken and not channel.closed and self._open(peer, channel, router):
-                with suppress(zmq.ZMQError):
-                    router.send(b"", wires.NOBLOCK)
-
     def _part(self, drained: bool) -> None:
         now = time.monotonic()
         for host, peer in list(self._reception.leaving.items()):
@@ -329,27 +265,20 @@ class Hub:
                 reason = "its agent left" if peer.said_bye else peer.leaving
                 self._reception.events.append(Left(host, reason))
 
-    def _say_farewells(self) -> None:
-        for bulk, identity, text in self._reception.farewells:
-            refusal = frames.encode(self._reception.nonce, 1, text[:ATTACH_LIMIT])
-            with suppress(zmq.ZMQError):
-                (self._bulk if bulk else self._control).send_multipart([identity, refusal], wires.NOBLOCK)
-        self._reception.farewells.clear()
-
     def close(self) -> None:
         """Hang up. What was said last still gets out, for half a second at most."""
         deadline = time.monotonic() + _LINGER
-        self._flush()
-        while self._sending and time.monotonic() < deadline:
+        self._post.flush()
+        while self._post.sending and time.monotonic() < deadline:
             self._waiter.readable()
             self._waiter.wait(_RETRY, ())
-            self._flush()
+            self._post.flush()
         for monitor in self._monitors:
             monitor.close()
         self._doorman.socket.close(linger=0)
         self._control.close(linger=int(_LINGER * 1000))
-        self._bulk.close(linger=0 if self._sending else int(_LINGER * 1000))
-        self._context.term()
+        self._bulk.close(linger=0 if self._post.sending else int(_LINGER * 1000))
+        self._context.destroy(linger=0)  # the sockets that are closed already keep their linger
 
 
 def _raise_file_limit() -> None:

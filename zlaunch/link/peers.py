@@ -94,6 +94,7 @@ class Peer:
     """One agent."""
 
     invitation: Invitation
+    user: str = field(init=False)
     control: Channel
     bulk: Channel
     joined: bool = False
@@ -109,6 +110,9 @@ class Peer:
     leaving: str = ""
     """Why it is leaving, once it is."""
     leave_by: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.user = self.invitation.user
 
     @property
     def host(self) -> int:

@@ -65,9 +65,9 @@ class Reception:
         if peer is None:
             return None
         self.leaving.pop(host, None)
-        del self._users[peer.invitation.user]
+        del self._users[peer.user]
         if silently:
-            self._silenced.add(peer.invitation.user)
+            self._silenced.add(peer.user)
         for channel, identities in zip(peer.channels(), self._identities, strict=True):
             identities.pop(channel.identity or b"", None)
             if self._owners.get(channel.fd, (None,))[0] is peer:
@@ -116,7 +116,7 @@ class Reception:
         identity = parts[0].bytes
         user = _property(parts[0], "User-Id")
         peer = self._identities[bulk].get(identity)
-        if peer is None or peer.invitation.user != user:
+        if peer is None or peer.user != user:
             peer = self._admit(identity, user, _property(parts[0], "Peer-Address"), bulk)
             if peer is None:
                 return

@@ -235,7 +235,7 @@ class Spoke:
         if broken is not None and not self._lost:
             self._lose(broken.reason or "the connection to the supervisor broke")
         exhausted = all(line.exhausted for line in self._pair.lines) or time.monotonic() >= self._lost_by
-        drained = self._drain(bulk=False) and self._drain(bulk=True)
+        drained = all([self._drain(bulk=False), self._drain(bulk=True)])
         self._busy = not drained
         if not self._lost:
             self._send_messages()
@@ -257,8 +257,11 @@ class Spoke:
     def _drain(self, *, bulk: bool) -> bool:
         """Read messages, but not for ever; True when there are no more."""
         assert self._pair is not None
+        socket = self._pair.lines[bulk].socket
+        if not wires.readable(socket):
+            return True
         for _ in range(TURN_PIECES if bulk else TURN_MESSAGES):
-            parts = wires.receive(self._pair.lines[bulk].socket)
+            parts = wires.receive(socket)
             if parts is None:
                 return True
             try:
@@ -305,4 +308,4 @@ class Spoke:
             ended = any(line.ended for line in self._pair.lines)
             self._pair.close(0.0 if ended or self._lost else _LINGER)
             self._pair = None
-        self._context.term()
+        self._context.destroy(linger=0)  # the sockets that are closed already keep their linger

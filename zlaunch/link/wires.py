@@ -18,8 +18,9 @@ from ..protocol.frames import BULK_MAX, CONTROL_MAX, Buffer
 
 CONTROL_THREAD, BULK_THREAD = 1, 2
 """ZMQ_AFFINITY: a bit per I/O thread. Control has its own, so that it never waits while a piece is being sealed."""
-BULK_PIPE = 16
-"""High-water mark of the bulk sockets, in messages of up to 1 MiB per peer."""
+BULK_PIPE = 32
+"""High-water mark of the bulk sockets, in messages of up to 1 MiB per peer. Small messages pass the faster the more of
+them are taken at a time (8: 37,000/s, 32: 50,000/s on two cores); large ones take memory."""
 CONTROL_PIPE = 4096
 NEVER = 2**31 - 1
 """Milliseconds until a broken connection is tried again: 24 days. ZMQ_RECONNECT_IVL of -1 would throw away what has
@@ -94,6 +95,8 @@ class Monitor:
     def drain(self) -> list[Happening]:
         """All that has happened and was not told yet."""
         happened: list[Happening] = []
+        if not readable(self.socket):
+            return happened
         try:
             while len(happened) < 2 * _MONITOR_ROOM:
                 event, _endpoint = self.socket.recv_multipart(NOBLOCK)
@@ -126,7 +129,7 @@ class Waiter:
         """Whether a socket has a message now. Asking re-arms the descriptors."""
         found = False
         for socket in self._sockets:
-            found |= bool(int(socket.getsockopt(EVENTS)) & POLLIN)
+            found |= readable(socket)
         return found
 
     def wait(self, timeout: float | None, extra: Collection[int]) -> set[int]:
@@ -140,6 +143,11 @@ class Waiter:
             self._extra = wanted
         ready = self._poll.poll(None if timeout is None else max(0.0, timeout * 1000))
         return {fd for fd, _ in ready if fd not in self._ours}
+
+
+def readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether the socket has a message now; cheaper than being told by an exception that it has none."""
+    return bool(int(socket.getsockopt(EVENTS)) & POLLIN)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:

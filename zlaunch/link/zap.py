@@ -10,6 +10,8 @@ from __future__ import annotations
 import zmq
 from zmq.utils import z85
 
+from .wires import readable
+
 DOMAIN = b"zlaunch"
 _MOST = 1024
 """Requests of one turn."""
@@ -36,6 +38,8 @@ class Doorman:
 
     def read(self) -> bool:
         """Take the requests that have come; they wait for ``answer``. True when there may be more."""
+        if not readable(self.socket):
+            return False
         try:
             while len(self._waiting) < _MOST:
                 self._waiting.append(self.socket.recv_multipart(zmq.NOBLOCK))

@@ -16,9 +16,7 @@ _WIDEST = 1000
 """Parts of one object that are tried: the search must not take longer than the user will wait."""
 
 
-def find_culprit(
-    obj: object, error: Exception, attempt: Callable[[object], object]
-) -> tuple[str, object, str]:
+def find_culprit(obj: object, error: Exception, attempt: Callable[[object], object]) -> tuple[str, object, str]:
     """The path to the smallest part of ``obj`` that ``attempt`` fails for (empty: the whole), the part, and why."""
     path = ""
     for _ in range(_DEEPEST):

@@ -172,7 +172,7 @@ def check_control(message: object, sizes: Sequence[int]) -> None:
 
 def check_bulk(message: Piece | Log | None, sizes: Sequence[int]) -> None:
     """Whether frames of these sizes may stand behind a bulk message; ``Malformed`` if not."""
-    if any(size > BULK_MAX for size in sizes):
+    if sizes and max(sizes) > BULK_MAX:
         raise Malformed(f"a bulk frame of {max(sizes)} bytes, {BULK_MAX} at most", "oversized")
     match message:
         case None:

@@ -44,9 +44,7 @@ def dump(obj: object, name: str = "it") -> list[Buffer]:
         raise SerializationError(f"{name} cannot be pickled ({where}): {reason}") from error
 
 
-def dump_task(
-    function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]
-) -> list[Buffer]:
+def dump_task(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> list[Buffer]:
     """Pickle a function step's ``(function, args, kwargs)``.
 
     Raises:
@@ -145,7 +143,7 @@ def _load_storage(buffer: Any, device: str) -> Any:
     import torch
 
     if not len(buffer):
-        storage: Any = torch.UntypedStorage(0)
+        storage: Any = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
     else:
         storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
     place = torch.device(device)
@@ -157,7 +155,7 @@ def _load_storage(buffer: Any, device: str) -> Any:
 def _load_typed(storage: Any, dtype: Any) -> Any:
     import torch
 
-    return torch.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+    return torch.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
 
 
 def _unbox(storage: Any) -> Any:

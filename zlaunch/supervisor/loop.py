@@ -24,6 +24,7 @@ from . import effects as do
 from . import happenings as on
 from .agents import AgentProcess
 from .core import SupervisorCore
+from .fates import lost_fates
 from .payloads import Answer, Letters, Replies
 
 LOG_CREDIT = 4 << 20
@@ -109,12 +110,25 @@ class SupervisorLoop:
         try:
             while not self.over:
                 self._wait()
-        except BaseException as error:  # a defect of ours must not leave callers waiting for ever
-            self.emit(Notice(time.monotonic(), "error", f"the supervisor failed: {error!r}"))
+        except Exception as error:  # a defect of ours must not leave callers waiting for ever
+            self._fail(error)
             raise
         finally:
             self._release_all()
             self.closed.set()
+
+    def _fail(self, error: Exception) -> None:
+        text = f"the supervisor failed, which is a defect of zlaunch: {error!r}"
+        now = time.monotonic()
+        self.emit(Notice(now, "error", text))
+        self.ready(text)
+        for run in list(self.core.runs.values()):
+            order = run.order
+            fates = tuple(lost_fates((s for seats in order.seats.values() for s in seats), run.fates, text, now))
+            cause = fates[0] if fates else None
+            ended = RunEnded(now, order.id, "lost", cause, tuple(run.fates.values()) + fates)
+            self.emit(ended)
+            self.finished(ended, run.ever_started, {})
 
     def _wait(self) -> None:
         deadline = self.core.deadline()

@@ -6,7 +6,6 @@ asking costs nothing elsewhere. What the ``*_VISIBLE_DEVICES`` variables hide is
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,13 +71,8 @@ def _nvidia(env: Mapping[str, str], dev: Path) -> tuple[Gpu, ...]:
 
 
 def _may_have_nvidia(dev: Path) -> bool:
-    if any(dev.glob("nvidia*")):
-        return True
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return False
-    return True
+    """``dxg`` is how Windows shows its GPU to WSL."""
+    return any(dev.glob("nvidia*")) or (dev / "dxg").exists()
 
 
 def _nvidia_gpu(nvml: Any, index: int) -> Gpu:

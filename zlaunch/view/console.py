@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from ..events import Event, Notice, Output, RankEnded, Record, RunEnded, RunRestarting, RunStarted
+from ..events import AgentLost, Event, Notice, Output, RankEnded, Record, RunEnded, RunRestarting, RunStarted
 from ..model import StreamName
 from .folding import Folder, Shown, span_words
 from .settings import ViewSettings
@@ -122,6 +122,8 @@ class Console:
             case RunEnded():
                 self._drain(event.run)
                 self._runs.pop(event.run, None)
+            case AgentLost() if self._settings.verbose:
+                self.say(f"{event.hostname}: lost: {event.reason}")
             case Notice():
                 if self._settings.verbose or event.level in ("warning", "error"):
                     self.say(f"{event.hostname}: {event.text}" if event.hostname else event.text)

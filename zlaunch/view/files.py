@@ -176,8 +176,8 @@ class RunFiles:
             file.unfinished = None if event.data.endswith(b"\n") else event.stream
 
     def record(self, event: Record) -> None:
-        """A logging record among the rank's lines; one that its own handler printed is there already."""
-        if not event.handled and (file := self._of_rank.get(event.rank)) is not None:
+        """A logging record, among the rank's lines."""
+        if (file := self._of_rank.get(event.rank)) is not None:
             self._finish_line(file, None)
             self._files.add(file, format_record(event).encode(errors="backslashreplace") + b"\n")
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..events import Event, Notice, Output, RankEnded, Record, RunStarted
+from ..events import AgentLost, Event, Notice, Output, RankEnded, Record, RunStarted
 from .files import FileSet, LogFile, RunFiles, absolute
 from .settings import ViewSettings
 from .tail import Tail
@@ -58,6 +58,8 @@ class Keeper:
             case RankEnded():
                 if (files := self._run_files(event.run)) is not None:
                     files.ended(event)
+            case AgentLost():
+                self._notice(Notice(event.at, "error", f"lost: {event.reason}", event.hostname))
             case Notice():
                 self._notice(event)
             case _:

@@ -1,0 +1,78 @@
+"""What the tests share: where logs go, and the promise that nothing is left running."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import zlaunch
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log directories land in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZLAUNCH_LOG_DIR", str(tmp_path / "logs"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """After each test no process of ours is there that was not there before (the shared cluster's apart)."""
+    yield
+    mine = psutil.Process().children(recursive=True)
+    strays = [p for p in mine if p.pid not in _kept_pids() and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    gone, alive = psutil.wait_procs(strays, timeout=5)
+    names = [f"{p.pid} {' '.join(p.cmdline())[-120:]}" for p in alive]
+    for process in alive:
+        process.kill()
+    assert not alive, f"left running: {names}"
+
+
+_shared: list[zlaunch.Launcher] = []
+
+
+def _kept_pids() -> set[int]:
+    pids: set[int] = set()
+    for launcher in _shared:
+        cluster = launcher._shared.cluster
+        if cluster:
+            for agent in cluster.loop.agents.values():
+                pids.add(agent.process.pid)
+                try:
+                    pids |= {c.pid for c in psutil.Process(agent.process.pid).children(recursive=True)}
+                except psutil.NoSuchProcess:
+                    pass
+    return pids
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zlaunch.Launcher]:
+    """Agents that stay for a module's tests: 2 ranks, no process group, files in a folder of its own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    launcher = zlaunch.Launcher(
+        workers_per_host=2, backend=None, log_dir=str(folder / "logs"), grace_period=5, view="plain"
+    )
+    _shared.append(launcher)
+    with launcher:
+        yield launcher
+    _shared.remove(launcher)
+
+
+@pytest.fixture
+def alive() -> object:
+    """Whether a pid is there and no zombie."""
+
+    def check(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return check
+
+
+os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")

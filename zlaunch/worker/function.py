@@ -1,0 +1,130 @@
+"""Level 4, worker: a function step. The letter is opened, the process group made, the function called, and its result
+told before anything that may fail at the end does."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from datetime import timedelta
+
+from ..errors import SerializationError
+from ..model import Seat, Step
+from ..protocol import letter
+from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip
+from .records import capture_records
+from .voice import Voice
+
+_DESTRUCTION = 5.0
+"""Seconds that the process group may take to be destroyed, once the answer has been given."""
+
+
+def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice) -> Ending:
+    """Call the function of a step, and give its result, or what it raised, as the rank's answer."""
+    if step.log_token:
+        capture_records(step.log_token, step.log_level)
+    try:
+        function, args, kwargs = letter.load(frames)
+    except SerializationError as error:
+        return _unreadable(error, voice)
+    except BaseException as error:
+        return _raised(error, voice)
+    frames.clear()
+    try:
+        _open_group(step, seat)
+        result = function(*args, **kwargs)
+    except SystemExit as error:
+        ending = exit_status(error)
+        if ending.code:
+            return ending
+        result = None
+    except KeyboardInterrupt as error:
+        strip(error)
+        show(error)
+        return Interrupted()
+    except BaseException as error:
+        return _raised(error, voice)
+    if not voice.ours:  # a child that the function forked has come back from it in its parent's name
+        return Exit(0)
+    ending = _give(result, seat, voice)
+    del function, args, kwargs, result
+    _close_group()
+    return ending
+
+
+def _give(result: object, seat: Seat, voice: Voice) -> Exit:
+    try:
+        voice.say("value", payload=letter.dump(result, f"the result of rank {seat.rank}"))
+    except SerializationError as error:
+        voice.say("unpicklable", str(error))
+        _print(str(error))
+        return Exit(1)
+    except OSError as error:
+        text = f"the result of rank {seat.rank} could not be handed over: {error}"
+        voice.say("unpicklable", text)
+        _print(text)
+        return Exit(1)
+    return Exit(0)
+
+
+def _raised(error: BaseException, voice: Voice) -> Exit:
+    strip(error)
+    text, symptom = describe(error)
+    if voice.ours:
+        payload = None
+        with suppress(SerializationError):
+            payload = letter.dump(error, "the exception")
+        try:
+            voice.say("exception", text, symptom=symptom, payload=payload)
+        except OSError:
+            voice.say("exception", text, symptom=symptom)
+    show(error)
+    return Exit(1)
+
+
+def _unreadable(error: SerializationError, voice: Voice) -> Exit:
+    cause = error.__cause__ or error
+    strip(cause)
+    text = f"the function and its arguments {error}\n\n{describe(cause)[0]}"
+    voice.say("unpicklable", text)
+    _print(text)
+    return Exit(1)
+
+
+def _open_group(step: Step, seat: Seat) -> None:
+    if step.backend == "nccl" or step.gpu_memory_fraction is not None:
+        _choose_gpu(step, seat)
+    if step.backend:
+        import torch.distributed as dist
+
+        dist.init_process_group(step.backend, timeout=timedelta(seconds=step.timeout))
+
+
+def _choose_gpu(step: Step, seat: Seat) -> None:
+    import torch
+
+    device = 0 if step.gpus_per_worker > 1 else seat.local_rank
+    torch.cuda.set_device(device)
+    if step.gpu_memory_fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(step.gpu_memory_fraction, device)
+
+
+def _close_group() -> None:
+    """Destroy the process group, if the function has left it; where a peer is gone it may hang, so not for long."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_initialized():
+        return
+
+    def destroy() -> None:
+        with suppress(Exception):
+            dist.destroy_process_group()
+
+    thread = threading.Thread(target=destroy, name="zlaunch-destroy", daemon=True)
+    thread.start()
+    thread.join(_DESTRUCTION)
+
+
+def _print(text: str) -> None:
+    with suppress(Exception):
+        sys.stdout.flush()
+        print(text, file=sys.stderr)  # noqa: T201 - the rank's own stderr

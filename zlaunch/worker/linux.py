@@ -1,0 +1,122 @@
+"""Level 4, worker: what Linux gives for keeping hold of processes. Knows nothing of steps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+"""Loaded once, before anything is forked."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_IOLBF = 1
+_MORE_OUT_OF_MEMORY_SCORE = 100
+"""Of 1,000: where memory runs out, the kernel should rather take a rank than the agent or somebody's shell."""
+_PATIENCE = 10.0
+"""Seconds that processes may take to die of SIGKILL (in the kernel, on a dead file system) before we leave them."""
+
+
+def become_subreaper() -> None:
+    """Orphans below this process become its children."""
+    LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL when the thread that forked this process ends; at once, if the process ``parent`` is gone already."""
+    LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """Undo ``die_with_parent``."""
+    LIBC.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
+def be_first_out_of_memory() -> None:
+    """Raise this process's badness a bit. That needs no privilege; where it fails, nothing is lost."""
+    with suppress(OSError, ValueError):
+        path = Path("/proc/self/oom_score_adj")
+        path.write_text(str(min(1000, int(path.read_text()) + _MORE_OUT_OF_MEMORY_SCORE)))
+
+
+def count_threads() -> int:
+    """Threads of this process, native ones too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def open_descriptors() -> list[int]:
+    """The open descriptors of this process."""
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [fd for fd in numbers if _is_open(fd)]
+
+
+def _is_open(fd: int) -> bool:  # listing the folder has itself taken a descriptor
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def open_gpu_devices() -> list[str]:
+    """GPU device files that this process has open: with one, it must not be forked."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/render")):
+                found.add(target)
+    return sorted(found)
+
+
+def line_buffer_c_stdout() -> None:
+    """Have C's stdout, of which nothing has been used yet, write whole lines although it is a pipe."""
+    with suppress(ValueError):
+        LIBC.setvbuf(ctypes.c_void_p.in_dll(LIBC, "stdout"), None, _IOLBF, 0)
+
+
+def flush_c_streams() -> None:
+    """Write out what C's streams hold."""
+    LIBC.fflush(None)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below ``pid``."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError, ValueError):
+                stat = Path(f"/proc/{name}/stat").read_text()
+                # The name of the program, in parentheses, may itself hold spaces and parentheses.
+                children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(name))
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def kill_descendants() -> None:
+    """SIGKILL all that is below this process, a subreaper, until nothing is.
+
+    What is forked meanwhile is found in the next round, since its parent's death makes it our child.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        for pid in descendants(os.getpid()):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.002)

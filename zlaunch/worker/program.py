@@ -1,0 +1,64 @@
+"""Level 4, worker: a script or a module, run as ``python script.py`` and ``python -m module`` run it."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import io
+import os
+import runpy
+import sys
+from types import CodeType
+
+from ..model import Step
+from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip
+from .voice import Voice
+
+
+def run_program(step: Step, voice: Voice) -> Ending:
+    """Run the script or module of a step in this process's ``__main__``, and tell how it ended."""
+    try:
+        if step.kind == "module":
+            _run_module(step.argv[0])
+        else:
+            _run_script(step.argv[0])
+    except SystemExit as error:
+        ending = exit_status(error)
+        return Exit(ending.code, answer=voice.ours)
+    except KeyboardInterrupt as error:
+        strip(error)
+        show(error)
+        return Interrupted()
+    except BaseException as error:
+        strip(error)
+        text, symptom = describe(error)
+        voice.say("exception", text, symptom=symptom)  # now: its threads and exit handlers may take their time
+        show(error)
+        return Exit(1)
+    return Exit(0, answer=voice.ours)
+
+
+def _run_script(name: str) -> None:
+    path = os.path.abspath(name)
+    main = sys.modules["__main__"]
+    main.__dict__.update(
+        __file__=path,
+        __cached__=None,
+        __loader__=importlib.machinery.SourceFileLoader("__main__", path),
+        __package__=None,
+        __spec__=None,
+    )
+    sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    exec(_compile(path), main.__dict__)
+
+
+def _compile(path: str) -> CodeType:
+    with io.open_code(path) as file:
+        source = file.read()
+    return compile(source, path, "exec", dont_inherit=True)
+
+
+def _run_module(name: str) -> None:
+    sys.path.insert(0, os.getcwd())
+    sys.argv[0] = "-m"
+    # What the interpreter itself calls for -m: packages, sys.argv[0], and the words for a module that is not there.
+    runpy._run_module_as_main(name, alter_argv=True)  # type: ignore[attr-defined]

@@ -1,0 +1,197 @@
+"""Level 4, worker: from a fork of the template to the user's first line, and from the last one to the process's end.
+
+The way in has two halves. The first is about the process (session, signals, descriptors) and holds for any program.
+The second is about the interpreter, and makes a fork look like a Python that was just started: it runs in the fork
+itself, or, where ranks are new interpreters, after the exec in ``spawned``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import io
+import os
+import signal
+import socket
+import sys
+import types
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import msgspec
+
+from ..link.local import answer_end
+from ..link.memory import map_fd
+from ..model import Seat, StartMethod, Step
+from ..protocol.envelope import unpack
+from ..torchenv.environment import rank_environment
+from ..torchenv.threads import set_threads
+from . import linux
+from .ending import finish
+from .voice import Voice
+
+_HIGH = 200
+"""Descriptors of ours in a rank begin here, so that a program's first open gets the number that it expects."""
+_DEFAULTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What a new rank is told: its seat, its descriptors, and who its parent must be."""
+
+    seat: Seat
+    letter: int
+    out: int
+    err: int
+    answer: int
+    template: int
+    keep: frozenset[int] = frozenset()
+
+
+def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn:
+    """Turn this fork of the template into a rank, run its task, and end."""
+    code = 1
+    try:
+        letter, answer = _settle(place)
+        frames = unpack(map_fd(letter))
+        step = msgspec.msgpack.decode(frames[0], type=Step)
+        env = rank_environment(step, place.seat)
+        if step.kind == "command":
+            _execute(step, env)
+        if method == "spawn":
+            _execute_python(step, env, place.seat, letter, answer)
+        os.close(letter)
+        _renew_interpreter(env, pools)
+        live(step, place.seat, frames[1:], answer)
+    except BaseException:  # nothing may go back into the template's loop
+        code = _last_words()
+    finally:
+        os._exit(code)
+
+
+def live(step: Step, seat: Seat, frames: list[memoryview], answer: int) -> NoReturn:
+    """Run the task of a step in this interpreter, and end the process."""
+    voice = Voice(answer_end(socket.socket(fileno=answer)))
+    _renew_python(step)
+    if step.kind == "function":
+        from .function import run_function
+
+        ending = run_function(step, seat, frames, voice)
+    else:
+        from .program import run_program
+
+        ending = run_program(step, voice)
+    finish(ending, voice)
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def _settle(place: Place) -> tuple[int, int]:
+    """A session of its own, standard streams, default signals; returns where letter and answer socket are now."""
+    os.setsid()
+    linux.die_with_parent(place.template)
+    linux.be_first_out_of_memory()
+    letter, answer = _arrange_descriptors(place)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _DEFAULTS:
+        signal.signal(number, signal.SIG_DFL)
+    # Only now: a SIGTERM that came meanwhile ends us here, where it would have been ignored before.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return letter, answer
+
+
+def _arrange_descriptors(place: Place) -> tuple[int, int]:
+    import fcntl
+
+    letter = fcntl.fcntl(place.letter, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    answer = fcntl.fcntl(place.answer, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    out = fcntl.fcntl(place.out, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    err = fcntl.fcntl(place.err, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for old, new in ((null, 0), (out, 1), (err, 2)):
+        os.dup2(old, new)
+    stay = {0, 1, 2, letter, answer} | place.keep
+    for fd in linux.open_descriptors():
+        if fd not in stay:
+            os.close(fd)
+    return letter, answer
+
+
+def _execute(step: Step, env: dict[str, str]) -> NoReturn:
+    """Become the program. 127 where there is none, 126 where it can't be run, as in a shell."""
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        os.chdir(step.cwd)
+        os.execvpe(step.argv[0], step.argv, env)
+    except OSError as error:
+        name = error.filename or step.argv[0]
+        os.write(2, f"zlaunch: {name}: {error.strerror}\n".encode(errors="surrogateescape"))
+        os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)
+
+
+def _execute_python(step: Step, env: dict[str, str], seat: Seat, letter: int, answer: int) -> NoReturn:
+    """Become a new interpreter, which comes to ``live`` by way of ``spawned``."""
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
+    os.set_inheritable(letter, True)
+    os.set_inheritable(answer, True)
+    facts = msgspec.json.encode((seat, letter, answer)).decode()
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    start = f"import sys; sys.path.append({home!r}); from zlaunch.worker.spawned import main; main()"
+    os.chdir(step.cwd)
+    os.execve(sys.executable, [sys.executable, "-c", start, facts], env)
+
+
+# --- the interpreter ------------------------------------------------------------------------------------------------
+
+
+def _renew_interpreter(env: dict[str, str], pools: list[Any]) -> None:
+    """What differs between a fork of the template and an interpreter that was started for this rank."""
+    os.environ.clear()
+    os.environ.update(env)
+    set_threads(env, pools)
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed()  # Python's own random does it by itself
+    importlib.invalidate_caches()  # a module may have been written since the template started
+    gc.enable()
+
+
+def _renew_python(step: Step) -> None:
+    """The state of Python that a task sees first: directory, path, streams, an empty ``__main__``."""
+    os.chdir(step.cwd)
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process.ORIGINAL_DIR = step.cwd  # type: ignore[attr-defined]  # where its children look for our __main__
+    if step.sys_path:
+        sys.path[:] = step.sys_path
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+        else:  # the template was started without one
+            fresh = open(number, "w", buffering=1, closefd=False)  # noqa: SIM115 - it lives as long as the process
+            setattr(sys, name, fresh)
+            setattr(sys, f"__{name}__", fresh)
+    linux.line_buffer_c_stdout()
+    faulthandler.enable(2)
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = sys.modules["builtins"]
+    sys.modules["__main__"] = main
+    sys.orig_argv[:] = [sys.executable, *step.argv]
+    sys.argv[:] = list(step.argv) or [""]
+
+
+def _last_words() -> int:
+    """Tell what went wrong before the task could be run; the exit status."""
+    import traceback
+
+    with suppress(Exception):
+        traceback.print_exc()
+        sys.stderr.flush()
+    return 1

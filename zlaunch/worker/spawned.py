@@ -1,0 +1,27 @@
+"""Level 4, worker: a rank that is an interpreter of its own, started by the template's fork and an exec.
+
+Everything about its process was done before the exec; ``argv[1]`` has the seat and the two descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import msgspec
+
+from ..link.memory import map_fd
+from ..model import Seat, Step
+from ..protocol.envelope import unpack
+from .rank import live
+
+
+def main() -> NoReturn:
+    """Run the rank's task, and end."""
+    seat, letter, answer = msgspec.json.decode(sys.argv[1], type=tuple[Seat, int, int])
+    os.set_inheritable(answer, False)
+    frames = unpack(map_fd(letter))
+    os.close(letter)
+    step = msgspec.msgpack.decode(frames[0], type=Step)
+    live(step, seat, frames[1:], answer)
