@@ -19,6 +19,10 @@ SLEEP = READY + "time.sleep(600)\n"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
 
 
+_ENVIRON = {**os.environ, "PYTHONPATH": str(HERE)}
+_ENVIRON.pop("ZLAUNCH_LOG_DIR", None)
+
+
 class Started:
     """A running ``zlaunch``: its lines as they come, and never longer than our patience."""
 
@@ -26,7 +30,7 @@ class Started:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "zlaunch", *words],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(HERE), **env},
+            env={**_ENVIRON, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -50,7 +54,8 @@ class Started:
         raise AssertionError(f"stderr ended without {words!r}")
 
     def press(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        """As a terminal does: every process of the foreground group gets it."""
+        os.killpg(self.process.pid, number)
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate()
@@ -126,6 +131,20 @@ def test_a_module_and_a_program(start: Callable[..., Started], tmp_path: Path) -
     assert start(*RUN, "-n", "1", "sh", "-c", "echo $RANK of $WORLD_SIZE").end()[:2] == (0, "[rank 0] 0 of 1\n")
 
 
+def test_a_script_finds_the_path_that_python_gives_it(start: Callable[..., Started], tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    script(tmp_path, "loaded = True\n", "sub/beside.py")
+    prog = script(tmp_path, "import sys, json\nprint(json.dumps(sys.path), 'beside' in sys.modules)\n", "sub/p.py")
+    plain = subprocess.run(
+        [sys.executable, prog], cwd=tmp_path, env=_ENVIRON, capture_output=True, text=True, check=True
+    ).stdout
+    status, out, err = start("run", "--preload", "beside", "-n", "1", prog).end()
+    assert status == 0, err
+    path, loaded = out.removeprefix("[rank 0] ").rsplit(" ", 1)
+    assert loaded.strip() == "True"
+    assert list(dict.fromkeys(json.loads(path))) == json.loads(plain.rsplit(" ", 1)[0])
+
+
 @pytest.mark.parametrize(
     ("text", "status", "words"),
     [
@@ -182,6 +201,17 @@ def test_twice_is_sigkill_now(start: Callable[..., Started], tmp_path: Path) -> 
     status, _, err = run.end()
     assert status == 130, err
     assert not any(map(alive, pids))
+
+
+def test_ctrl_c_while_the_modules_are_imported(start: Callable[..., Started], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    script(tmp_path, "import os\nopen('pid', 'w').write(str(os.getpid()))\nopen('gate').read()\n", "slow.py")
+    run = start("run", "--preload", "slow", "-n", "1", "--log-dir", "none", script(tmp_path, "pass\n"))
+    with open(tmp_path / "gate", "w"):  # opens when the other side does
+        run.press(signal.SIGINT)
+        status, _, err = run.end()
+    assert status == 130, err
+    assert not alive(int((tmp_path / "pid").read_text()))
 
 
 def test_the_grace_period_ends(start: Callable[..., Started], tmp_path: Path) -> None:
@@ -242,10 +272,11 @@ def test_output_goes_where_it_is_wanted(start: Callable[..., Started], tmp_path:
 
 def test_every_event_as_json(start: Callable[..., Started], tmp_path: Path) -> None:
     prog = script(tmp_path, "print('hello')\n")
-    status, out, err = start(*RUN, "-n", "1", "--view", "json", prog).end()
+    status, out, err = start(*RUN, "-n", "1", "--view", "json", "-J", "trial", prog).end()
     assert status == 0, err
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["text"] for event in events if event["event"] == "output"] == ["hello"]
+    assert [event["name"] for event in events if event["event"] == "run-started"] == ["trial"]
     assert events[-1]["event"] == "run-ended"
 
 
@@ -259,6 +290,16 @@ def test_a_failed_run_is_started_again(start: Callable[..., Started], tmp_path: 
     assert status == 0
     assert out == "[rank 0] try 0\n[rank 0] try 1\n[rank 0] try 2\n"
     assert start(*RUN, "-n", "1", "--max-restarts", "1", prog).end()[0] == 5
+
+
+def test_a_folder_that_is_gone(start: Callable[..., Started], tmp_path: Path) -> None:
+    line = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m zlaunch run -n 1 true"
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path, env=_ENVIRON, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 125, done.stderr
+    assert done.stderr.startswith("zlaunch: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_verbose_saves_the_hosts(start: Callable[..., Started], tmp_path: Path) -> None:

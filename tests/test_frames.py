@@ -62,7 +62,7 @@ TO_SUPERVISORS = [
     m.Pong(1.0, 2.0, True),
     m.Reserved("s", 0, 4711),
     m.Answered("s", 0, 1, "value", 1.0, payload=m.Attached(3)),
-    m.Ended("s", 0, FATE, 3) if "logs" in m.Ended.__struct_fields__ else m.Ended("s", 0, FATE),
+    m.Ended("s", 0, FATE, 3),
     m.Closed("s", 0, (), 3),
     m.Said("info", "ü"),
     m.Bye(),

@@ -110,7 +110,10 @@ class Stranger:
     def _dealer(self, endpoint: str, identity: str | None, keys: dict[str, str | None]) -> zmq.Socket[bytes]:
         dealer = self.context.socket(zmq.DEALER)
         dealer.linger = 0
-        dealer.routing_id = (self.invitation.user + "/0" if identity is None else identity).encode()
+        dealer.sndhwm = 0
+        name = self.invitation.user + "/0" if identity is None else identity
+        if name:
+            dealer.routing_id = name.encode()
         if keys.get("server", "") is not None:
             dealer.curve_serverkey = (keys.get("server") or self.invitation.server_key).encode()
             dealer.curve_publickey = (keys.get("public") or self.invitation.public_key).encode()

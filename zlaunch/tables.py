@@ -103,6 +103,7 @@ RANK_TABLE: dict[tuple[RankState, str], RankState] = {
     (RankState.WAITING, "fork"): RankState.FORKING,
     (RankState.WAITING, "dropped"): RankState.ENDED,
     (RankState.FORKING, "forked"): RankState.RUNNING,
+    (RankState.FORKING, "exited"): RankState.DRAINING,
     (RankState.FORKING, "dropped"): RankState.ENDED,
     (RankState.RUNNING, "answered"): RankState.ANSWERED,
     (RankState.RUNNING, "exited"): RankState.DRAINING,

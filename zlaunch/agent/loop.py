@@ -29,7 +29,7 @@ from . import effects as do
 from . import happenings as on
 from .core import AgentCore
 from .payloads import Payloads
-from .processes import OomCounters, RankProcess, TemplateProcess, become_subreaper, kill_all
+from .processes import OomWatch, RankProcess, TemplateProcess, become_subreaper, kill_all
 from .pump import Pump
 
 Key = tuple[str, int]
@@ -46,6 +46,7 @@ class AgentLoop:
         self.ranks: dict[tuple[Key, int], RankProcess] = {}
         self.ports: dict[Key, socket.socket] = {}
         self.attached: memoryview | bytes | None = None
+        self.oom: OomWatch | None = None
         self.status: int | None = None
         self.stdin_is_link = bootstrap.stdin_is_link
         self.signals = _signal_pipe()
@@ -101,9 +102,10 @@ class AgentLoop:
         if self.template:
             waiting += [self.template.wire.fileno(), self.template.output]
         for rank in self.ranks.values():
-            waiting.append(rank.wire.fileno())
-            if rank.pidfd >= 0 and rank.died_at is None:
-                waiting.append(rank.pidfd)
+            if rank.pidfd >= 0:  # a rank may answer before the template has told of it: that waits in the socket
+                waiting.append(rank.wire.fileno())
+                if rank.died_at is None:
+                    waiting.append(rank.pidfd)
         return waiting
 
     def _descriptor_ready(self, fd: int) -> None:
@@ -155,11 +157,17 @@ class AgentLoop:
                 pass
 
     def _from_template(self, template: TemplateProcess) -> None:
-        received = template.wire.receive()
-        if received is None:
-            self._template_died(template)
-            return
-        message, fds = received
+        while self.template is template:
+            try:
+                received = template.wire.receive(wait=False)
+            except BlockingIOError:
+                return
+            if received is None:
+                self._template_died(template)
+            else:
+                self._template_said(template, *received)
+
+    def _template_said(self, template: TemplateProcess, message: local.FromTemplate, fds: list[int]) -> None:
         match message:
             case local.Ready():
                 key = template.spec.key
@@ -178,7 +186,6 @@ class AgentLoop:
         key = (message.step, message.attempt)
         rank = self.ranks[key, message.rank]
         rank.pid, rank.pidfd = message.pid, fds[0]
-        rank.oom_before = OomCounters.of(message.pid).total()
         self.post(on.RankForked(key, message.rank, message.pid))
 
     def _from_rank(self, fd: int) -> None:
@@ -223,7 +230,7 @@ class AgentLoop:
         self._answers(rank)
         at = rank.died_at if rank.died_at is not None else time.monotonic()
         killed = status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        oom = killed and OomCounters.of(rank.pid).total() > rank.oom_before
+        oom = killed and self.oom is not None and self.oom.struck(rank.pid)
         self.post(on.RankExited(key, number, status, at, oom, text))
 
     def _template_printed(self, template: TemplateProcess) -> None:
@@ -292,6 +299,7 @@ class AgentLoop:
                 assert_never(effect)
 
     def _fetch(self, key: Key, payload: m.Payload) -> None:
+        self.oom = OomWatch.now()
         try:
             if self.payloads.fetch(key, payload, self.attached):
                 self.queue.append(on.LetterReady(key))

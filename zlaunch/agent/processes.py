@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..link.local import Wire, agent_end, pair
@@ -96,7 +96,6 @@ class RankProcess:
     pid: int = 0
     pidfd: int = -1
     died_at: float | None = None
-    oom_before: int = 0
     payload: int = -1
     """The memfd of its answer."""
     payload_size: int = 0
@@ -110,52 +109,69 @@ class RankProcess:
         self.pidfd = self.payload = -1
 
 
-@dataclass
-class OomCounters:
-    """The kernel's and the memory cgroup's counts of processes that they have killed for want of memory."""
+@dataclass(frozen=True)
+class OomWatch:
+    """Whether the kernel has killed for want of memory since this was made.
 
-    paths: list[str] = field(default_factory=list)
+    /proc/vmstat counts for the whole machine, containers next door included; so where the rank's memory cgroup has a
+    count of its own (memory.events in v2, memory.oom_control in v1), that must have risen too.
+    """
+
+    machine: int
+    cgroup: dict[str, int]
 
     @classmethod
-    def of(cls, pid: int) -> OomCounters:
-        """Those that count for a process: /proc/vmstat, and its cgroup's memory.events or (v1) memory.oom_control."""
-        paths = ["/proc/vmstat"]
-        with suppress(OSError):
-            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-                _, controllers, path = line.split(":", 2)
-                if "memory" in controllers.split(","):
-                    paths.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-                elif not controllers:
-                    paths.append(f"/sys/fs/cgroup{path}/memory.events")
-        return cls(paths)
+    def now(cls) -> OomWatch:
+        """From here on."""
+        path = _memory_cgroup("self")
+        return cls(_oom_kills("/proc/vmstat") or 0, {path: _oom_kills(path) or 0})
 
-    def total(self) -> int:
-        """The sum of what can be read."""
-        count = 0
-        for path in self.paths:
-            with suppress(OSError, ValueError):
-                for line in Path(path).read_text().splitlines():
-                    if line.startswith("oom_kill "):
-                        count += int(line.split()[1])
-        return count
+    def struck(self, pid: int) -> bool:
+        """Whether a process that died of SIGKILL and is not reaped yet may have died so."""
+        if (_oom_kills("/proc/vmstat") or 0) <= self.machine:
+            return False
+        path = _memory_cgroup(str(pid))
+        count = _oom_kills(path)
+        return count is None or count > self.cgroup.get(path, 0)
+
+
+def _memory_cgroup(process: str) -> str:
+    """The file that counts the memory cgroup's kills; empty where there is none (cgroups(7))."""
+    with suppress(OSError), open(f"/proc/{process}/cgroup") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if "memory" in controllers.split(","):
+                return f"/sys/fs/cgroup/memory{path}/memory.oom_control"
+            if not controllers and os.path.exists(f"/sys/fs/cgroup{path}/memory.events"):
+                return f"/sys/fs/cgroup{path}/memory.events"
+    return ""
+
+
+def _oom_kills(path: str) -> int | None:
+    with suppress(OSError, ValueError), open(path) as file:
+        for line in file:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
 
 
 def descendants(root: int) -> dict[int, str]:
     """All processes below ``root`` that are not zombies: pid and command, read from /proc (proc(5))."""
-    parents: dict[int, list[tuple[int, str]]] = {}
+    children: dict[int, list[tuple[int, str]]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
-        with suppress(OSError, ValueError, IndexError):
-            text = Path(f"/proc/{entry}/stat").read_text(errors="replace")
-            name_end = text.rindex(")")
+        with suppress(OSError, ValueError, IndexError), open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
+            text = file.read(1024)
+            name_end = text.rindex(b")")
             state, parent = text[name_end + 2 :].split(maxsplit=2)[:2]
-            if state not in "ZX":
-                parents.setdefault(int(parent), []).append((int(entry), text[text.index("(") + 1 : name_end]))
+            if state not in b"ZX":
+                name = text[text.index(b"(") + 1 : name_end].decode(errors="replace")
+                children.setdefault(int(parent), []).append((int(entry), name))
     found: dict[int, str] = {}
     todo = [root]
     while todo:
-        for pid, name in parents.get(todo.pop(), ()):
+        for pid, name in children.get(todo.pop(), ()):
             if pid not in found:
                 found[pid] = name
                 todo.append(pid)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ class Job:
     argv: tuple[str, ...]
     """The script's path, the module's name or the program, and its arguments."""
     name: str
+    home: str | None
+    """The folder that Python puts first into the ranks' ``sys.path``; ``None`` for a program."""
     workers: Workers
     gpus_per_worker: int
     gpu_memory_fraction: float | None
@@ -62,9 +64,12 @@ def job(words: Words, environ: Mapping[str, str]) -> Job:
     given.only_this_host()
     env = given.env(environ)
     ranks_env = {**environ, **dict(env)}
+    home = targets.home(words.command, given.flag("module"))
+    search = targets.search_path(home, ranks_env)
     verbose = given.flag("verbose")
     without_command = partial(
         Job,
+        home=home,
         workers=given.workers(),
         gpus_per_worker=given.integer("gpus-per-proc", 1, least=1),
         gpu_memory_fraction=given.fraction("fraction-max-gpu-mem"),
@@ -73,7 +78,7 @@ def job(words: Words, environ: Mapping[str, str]) -> Job:
         time_limit=given.minutes("time-limit"),
         grace=given.seconds("grace", 30.0),
         max_restarts=given.integer("max-restarts", 0),
-        preload=given.modules("preload", ("torch",), ranks_env),
+        preload=given.modules("preload", ("torch",), search),
         start_method="spawn" if given.text("start-method") == "spawn" else "fork",
         out=given.target("out"),
         err=given.target("err"),
@@ -86,19 +91,19 @@ def job(words: Words, environ: Mapping[str, str]) -> Job:
         save_hostlist=verbose or given.flag("save-hostlist"),
     )
     # The command comes last, so that of two mistakes the one that was typed first is told.
-    kind, argv = _command(words.command, given.flag("module"), ranks_env)
+    kind, argv = _command(words.command, given.flag("module"), search, ranks_env)
     return without_command(kind=kind, argv=argv, name=given.text("job-name") or Path(argv[0]).name)
 
 
 def _command(
-    command: tuple[str, ...], is_module: bool, env: Mapping[str, str]
+    command: tuple[str, ...], is_module: bool, search: Sequence[str], env: Mapping[str, str]
 ) -> tuple[Literal["script", "module", "command"], tuple[str, ...]]:
     """A ``.py`` file is a script; with -m it is a module; anything else is a program."""
     if not command or not command[0]:
         raise UsageError("there is no COMMAND: what is to run on every rank?", "for example: zlaunch run -n 2 train.py")
     first = command[0]
     if is_module:
-        targets.check_module(first, env)
+        targets.check_module(first, search)
         return "module", command
     if first.endswith(".py"):
         targets.check_script(first)
@@ -250,13 +255,13 @@ class _Values:
             raise UsageError(f"{given.spelling} {given.text}: expected a folder, or none")
         return given.text
 
-    def modules(self, key: str, default: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ...]:
+    def modules(self, key: str, default: tuple[str, ...], search: Sequence[str]) -> tuple[str, ...]:
         given = self.last(key)
         if given is None:
             return default
         names = tuple(name.strip() for name in given.text.split(",") if name.strip())
         for name in names:
-            targets.check_import(name, env, said=f"{given.spelling} {name}")
+            targets.check_import(name, search, said=f"{given.spelling} {name}")
         return names
 
     def ranks(self, key: str) -> str | None:

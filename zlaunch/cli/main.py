@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
@@ -14,6 +15,8 @@ from . import grammar, help  # noqa: A004 - it is what it says
 
 USAGE = 2
 """The exit status of a command line that cannot be meant."""
+FAILED = 125
+"""zlaunch itself could not do it."""
 INTERRUPTED = 130
 
 
@@ -73,7 +76,16 @@ def _run(words: list[str]) -> int:
     what = job(sorted_words, os.environ)
     from .run import run
 
-    return run(what)
+    try:
+        return run(what)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # no folder, no descriptors, no processes left: the machine's, not the program's
+        say(str(error))
+    except Exception:
+        traceback.print_exc()
+        say("this is a mistake of zlaunch's own, not of your program")
+    return FAILED
 
 
 def _info(words: list[str]) -> int:

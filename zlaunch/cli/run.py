@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ZlaunchError
@@ -33,13 +35,14 @@ def run(job: Job) -> int:
             if job.dry_run:
                 from .dryrun import describe
 
-                sys.stdout.write(describe(launcher.plan(job.kind, *job.argv), os.environ))
+                with _search_path(job.home):
+                    sys.stdout.write(describe(launcher.plan(job.kind, *job.argv), os.environ))
                 return 0
             if job.save_hostlist:
                 _save_hostlist(launcher)
-            with bell.impatient():
-                running = _submit(launcher, job)
-        except (ValueError, TypeError) as error:
+            with bell.impatient(), _search_path(job.home):
+                running = launcher._submit(job.kind, job.argv, (), job.name)
+        except ValueError as error:
             raise UsageError(str(error)) from error
         except ZlaunchError as error:
             _say(str(error))
@@ -80,15 +83,19 @@ def _launcher(job: Job) -> Launcher:
     return launcher
 
 
-def _submit(launcher: Launcher, job: Job) -> Run[None]:
-    first, *rest = job.argv
-    match job.kind:
-        case "script":
-            return launcher.submit_script(first, *rest)
-        case "module":
-            return launcher.submit_module(first, *rest)
-        case "command":
-            return launcher.submit_command(first, *rest)
+@contextmanager
+def _search_path(home: str | None) -> Iterator[None]:
+    """``sys.path`` as the ranks shall have it, while the launcher looks at it.
+
+    Python has put the folder of the zlaunch command before all others; ranks have their script's in its place.
+    """
+    before = sys.path[:]
+    if not sys.flags.safe_path:
+        sys.path[:1] = [home] if home else []
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _watch(running: Run[None], job: Job, bell: Doorbell) -> int:
@@ -144,5 +151,6 @@ def _save_hostlist(launcher: Launcher) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"zlaunch: {text}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # whoever has closed our stderr does not want to hear it, and the run is not over
+        sys.stderr.write(f"zlaunch: {text}\n")
+        sys.stderr.flush()

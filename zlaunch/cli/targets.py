@@ -13,6 +13,15 @@ from pathlib import Path
 from .grammar import UsageError, nearest
 
 
+def home(command: Sequence[str], is_module: bool) -> str | None:
+    """The folder that Python puts first into a rank's ``sys.path``; ``None`` for a program."""
+    if is_module:
+        return os.getcwd()
+    if command and command[0].endswith(".py"):
+        return os.path.dirname(os.path.realpath(command[0]))
+    return None
+
+
 def check_script(path: str) -> None:
     """Raises ``UsageError`` unless ``path`` is a file that can be read."""
     script = Path(path)
@@ -24,11 +33,11 @@ def check_script(path: str) -> None:
         raise UsageError(f"{path} may not be read")
 
 
-def check_module(name: str, env: Mapping[str, str]) -> None:
-    """Raises ``UsageError`` unless ``python -m name`` would find something to run, here or on PYTHONPATH."""
+def check_module(name: str, search: Sequence[str]) -> None:
+    """Raises ``UsageError`` unless ``python -m name`` would find something to run in ``search`` or installed."""
     if name.endswith(".py") and Path(name).exists():
         raise UsageError(f"-m {name}: this is a file, not a module", "leave out -m")
-    spec = check_import(name, env, said=f"-m {name}")
+    spec = check_import(name, search, said=f"-m {name}")
     folders = spec.submodule_search_locations if spec else None
     if spec is None or folders is None or _finds_its_own_way(spec):
         return
@@ -36,13 +45,17 @@ def check_module(name: str, env: Mapping[str, str]) -> None:
         raise UsageError(f"-m {name}: the package has no __main__.py", "name the module in it")
 
 
-def check_import(name: str, env: Mapping[str, str], said: str) -> ModuleSpec | None:
+def search_path(home: str | None, env: Mapping[str, str]) -> list[str]:
+    """Where the ranks look before they look at what is installed."""
+    return [path for path in (home, *env.get("PYTHONPATH", "").split(os.pathsep)) if path]
+
+
+def check_import(name: str, search: Sequence[str], said: str) -> ModuleSpec | None:
     """Raises ``UsageError`` unless there is such a module; ``None`` where only its import could tell."""
     first, *rest = name.split(".")
     if not all(part.isidentifier() for part in (first, *rest)):
         raise UsageError(f"{said}: this is not a module's name")
-    search = [os.getcwd(), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    spec = PathFinder.find_spec(first, search) or _installed(first)
+    spec = PathFinder.find_spec(first, list(search)) or _installed(first)
     if spec is None:
         raise UsageError(f"{said}: there is no module {first}", _nearest_module(first, [*search, *sys.path]))
     done = first

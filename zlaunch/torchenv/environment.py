@@ -7,8 +7,6 @@ to the process that started us, and that all our ranks would inherit alike.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from ..model import Seat, Step
 
 STALE = {
@@ -33,7 +31,10 @@ STALE = {
     "SLURM_TASK_PID": "srun's process of the task",
     "TORCHELASTIC_*": "another torchrun around us; its error file would be written by our ranks",
 }
-"""Patterns of variables that ranks must not inherit, each with the reason."""
+"""Variables that ranks must not inherit, each with the reason; a star at the end stands for any ending."""
+
+_STALE_NAMES = frozenset(name for name in STALE if not name.endswith("*"))
+_STALE_STARTS = tuple(name[:-1] for name in STALE if name.endswith("*"))
 
 
 def rank_environment(step: Step, seat: Seat) -> dict[str, str]:
@@ -73,7 +74,7 @@ def rank_environment(step: Step, seat: Seat) -> dict[str, str]:
 
 def is_stale(name: str) -> bool:
     """Whether a variable tells of a place that another launcher gave."""
-    return any(fnmatchcase(name, pattern) for pattern in STALE)
+    return name in _STALE_NAMES or name.startswith(_STALE_STARTS)
 
 
 def swap_rocr_hip(env: dict[str, str]) -> dict[str, str]:

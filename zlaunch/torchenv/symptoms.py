@@ -12,7 +12,7 @@ from collections.abc import Sequence
 _TYPES = frozenset({"DistNetworkError", "DistStoreError"})
 """What torch.distributed raises about sockets and the store; a port that is taken is told apart by its words."""
 _OWN_FAULT = ("address already in use", "eaddrinuse", "errno: 98", "failed to listen", "permission denied")
-_FROM_TORCH = frozenset({"RuntimeError", "DistBackendError", "DistError", "ConnectionError"})
+_FROM_TORCH = frozenset({"RuntimeError", "DistBackendError", "DistError", "BrokenPipeError", "ConnectionResetError"})
 _WORDS = (
     "connection closed by peer",
     "connection reset by peer",
@@ -36,8 +36,6 @@ _WORDS = (
     "wait timeout after",  # TCPStore
     "store.get",
     "unable to perform store",
-    "[../third_party/gloo",
-    "third_party/gloo/gloo/transport",
 )
 
 

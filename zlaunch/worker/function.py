@@ -97,7 +97,9 @@ def _open_group(step: Step, seat: Seat) -> None:
     if step.backend:
         import torch.distributed as dist
 
+        hook = sys.excepthook
         dist.init_process_group(step.backend, timeout=timedelta(seconds=step.timeout))
+        sys.excepthook = hook  # torch's own prefixes each line with the rank, which every line of ours has already
 
 
 def _choose_gpu(step: Step, seat: Seat) -> None:

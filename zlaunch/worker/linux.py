@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _IOLBF = 1
 _MORE_OUT_OF_MEMORY_SCORE = 100
 """Of 1,000: where memory runs out, the kernel should rather take a rank than the agent or somebody's shell."""
+_MADV_COLLAPSE = 25
+_HUGE = 2 * 1024 * 1024
 _PATIENCE = 10.0
 """Seconds that processes may take to die of SIGKILL (in the kernel, on a dead file system) before we leave them."""
 
@@ -73,6 +76,38 @@ def open_gpu_devices() -> list[str]:
             if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/render")):
                 found.add(target)
     return sorted(found)
+
+
+def collapse_memory() -> Iterator[None]:
+    """Put this process's own memory into huge pages, 2 MiB with every step of the iterator.
+
+    A fork copies the table of pages, and a process that has imported torch has 37,000 of them: that is most of what a
+    rank costs (seen: 7 ms of kernel time for a fork and 11 ms in the child, 1.3 and 5 ms afterwards). Each step takes
+    some milliseconds, so it is work for idle moments. Kernels before 6.1 refuse it, which ends the iterator.
+    """
+    madvise = LIBC.madvise
+    madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+    done = refused = 0
+    for first, last in _own_memory():
+        start = -(-first // _HUGE) * _HUGE
+        for address in range(start, last - _HUGE + 1, _HUGE):
+            if madvise(address, _HUGE, _MADV_COLLAPSE) == 0:
+                done += 1
+            else:
+                refused += 1
+            if refused > 4 and not done:
+                return
+            yield
+
+
+def _own_memory() -> list[tuple[int, int]]:
+    regions = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, mode, _, _, _, *name = line.split(maxsplit=5)
+        if mode == "rw-p" and (not name or name[0].strip() == "[heap]"):
+            first, last = span.split("-")
+            regions.append((int(first, 16), int(last, 16)))
+    return regions
 
 
 def line_buffer_c_stdout() -> None:

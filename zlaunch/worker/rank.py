@@ -55,7 +55,7 @@ def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn
     try:
         letter, answer = _settle(place)
         frames = unpack(map_fd(letter))
-        step = msgspec.msgpack.decode(frames[0], type=Step)
+        step = msgspec.msgpack.decode(frames.pop(0), type=Step)
         env = rank_environment(step, place.seat)
         if step.kind == "command":
             _execute(step, env)
@@ -63,7 +63,7 @@ def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn
             _execute_python(step, env, place.seat, letter, answer)
         os.close(letter)
         _renew_interpreter(env, pools)
-        live(step, place.seat, frames[1:], answer)
+        live(step, place.seat, frames, answer)
     except BaseException:  # nothing may go back into the template's loop
         code = _last_words()
     finally:
@@ -71,7 +71,10 @@ def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn
 
 
 def live(step: Step, seat: Seat, frames: list[memoryview], answer: int) -> NoReturn:
-    """Run the task of a step in this interpreter, and end the process."""
+    """Run the task of a step in this interpreter, and end the process.
+
+    ``frames`` is emptied once they have been read: the mapping below them holds a descriptor.
+    """
     voice = Voice(answer_end(socket.socket(fileno=answer)))
     _renew_python(step)
     if step.kind == "function":
@@ -81,6 +84,7 @@ def live(step: Step, seat: Seat, frames: list[memoryview], answer: int) -> NoRet
     else:
         from .program import run_program
 
+        frames.clear()
         ending = run_program(step, voice)
     finish(ending, voice)
 
@@ -181,7 +185,7 @@ def _renew_python(step: Step) -> None:
     linux.line_buffer_c_stdout()
     faulthandler.enable(2)
     main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = sys.modules["builtins"]
+    main.__dict__.update(__builtins__=sys.modules["builtins"], __annotations__={})
     sys.modules["__main__"] = main
     sys.orig_argv[:] = [sys.executable, *step.argv]
     sys.argv[:] = list(step.argv) or [""]

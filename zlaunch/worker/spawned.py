@@ -23,5 +23,5 @@ def main() -> NoReturn:
     os.set_inheritable(answer, False)
     frames = unpack(map_fd(letter))
     os.close(letter)
-    step = msgspec.msgpack.decode(frames[0], type=Step)
-    live(step, seat, frames[1:], answer)
+    step = msgspec.msgpack.decode(frames.pop(0), type=Step)
+    live(step, seat, frames, answer)

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NoReturn
 
@@ -62,6 +63,7 @@ class _Template:
         self._warmth = Warmth(pools=[])
         self._keep: frozenset[int] = frozenset()
         """Descriptors that preloaded modules have opened: they are the ranks' too."""
+        self._idle_work: Iterator[None] | None = None
 
     def live(self, prepare: Prepare) -> None:
         if not self._prepare(prepare):
@@ -97,8 +99,13 @@ class _Template:
         return True
 
     def _serve(self, poll: select.poll, deaths: int) -> None:
+        if self._method == "fork":
+            self._idle_work = linux.collapse_memory()
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            idle = self._idle_work is not None and not self._ranks
+            ready = {fd for fd, _ in poll.poll(0 if idle else None)}
+            if idle and not ready:
+                self._work_while_idle()
             if deaths in ready:
                 with suppress(BlockingIOError):
                     os.read(deaths, 4096)
@@ -112,6 +119,10 @@ class _Template:
                     self._fork(message, fds)
                 for fd in fds:
                     os.close(fd)
+
+    def _work_while_idle(self) -> None:
+        if self._idle_work is not None and next(self._idle_work, self) is self:
+            self._idle_work = None
 
     def _fork(self, fork: Fork, fds: list[int]) -> None:
         letter, out, err, answer = fds

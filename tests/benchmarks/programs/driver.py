@@ -54,11 +54,11 @@ def give_tensor(folder: str, megabytes: int) -> tuple[Any, float]:
     return tensor, time.monotonic()
 
 
-def print_lines(folder: str, lines: int) -> None:
+def print_lines(folder: str, count: int) -> None:
     """Lines that are all different."""
     rank = os.environ["RANK"]
     Path(folder, f"first.{rank}").write_text(repr(time.monotonic()))
-    for number in range(lines):
+    for number in range(count):
         print(f"<rank {rank} line {number:06d}>")
 
 
@@ -76,7 +76,8 @@ class Product:
             if self.name == "zlaunch":
                 import zlaunch
 
-                made: Any = zlaunch.Launcher(hostnames="local", workers_per_host=ranks, backend=backend)  # type: ignore[arg-type]
+                launcher_of: Any = zlaunch.Launcher  # the back end's type is a closed list of words
+                made: Any = launcher_of(hostnames="local", workers_per_host=ranks, backend=backend)
                 made.start()
                 made.run(give_rank)
             else:
@@ -130,13 +131,13 @@ def tensors(product: Product, ranks: int, folder: str, megabytes: int) -> dict[s
     return {"seconds": ended - returned, "reading": time.monotonic() - ended}
 
 
-def lines(product: Product, ranks: int, folder: str, lines: int) -> dict[str, Any]:
+def lines(product: Product, ranks: int, folder: str, count: int) -> dict[str, Any]:
     """Has lines printed to this program's stdout and to files in the folder ``logs``; for torchrunx."""
     import torchrunx  # type: ignore[import-not-found,unused-ignore]
 
     launcher = product.launcher(ranks, None)
     launcher.set_logging_handlers(lambda: torchrunx_handlers(torchrunx, ranks, folder))
-    launcher.run(print_lines, folder, lines)
+    launcher.run(print_lines, folder, count)
     return {"at": time.monotonic()}
 
 

@@ -1,0 +1,274 @@
+"""Docs: the reference pages that the code itself can write. Run: python docs/reference.py
+
+``reference/api.md`` from the public classes' docstrings and fields, ``reference/cli.md`` from the option table,
+``reference/json.md`` from the events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+from prose import (
+    DOCS,
+    cell,
+    code,
+    docstring,
+    field_docs,
+    generated,
+    lead,
+    member_docs,
+    section,
+    signature,
+    table,
+    write,
+)
+
+import zlaunch
+from zlaunch import errors, events, launcher, log_handling, model, result
+from zlaunch.cli import help as cli_help
+from zlaunch.cli import options
+from zlaunch.integrations import argparse as integration
+from zlaunch.view import jsonlines
+from zlaunch.view.settings import ViewName
+
+_ALIASES = {
+    "Where": launcher.Where,
+    "Workers": launcher.Workers,
+    "Backend": launcher.Backend,
+    "StartMethod": model.StartMethod,
+    "ViewName": ViewName,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every page, by its path."""
+    folder = DOCS / "reference"
+    return {folder / "api.md": api(), folder / "cli.md": cli(), folder / "json.md": json_page()}
+
+
+# --- the Python API -----------------------------------------------------------------------------------------------------
+
+
+def api() -> str:
+    """``reference/api.md``."""
+    parts = [
+        generated("reference.py") + "# The Python API\n",
+        "`import zlaunch` loads neither torch nor zmq; what a name needs is imported when the name is first used.\n",
+        _launcher(),
+        _class(result.LaunchResult, ("rank", "index"), "A `LaunchResult` also has `len`, iteration and slices."),
+        _class(result.Run, ("result", "exception", "done", "cancel", "status", "add_done_callback", "exit_status")),
+        _fate(),
+        _errors(),
+        _log_handling(),
+        _argparse(),
+    ]
+    return "\n".join(parts)
+
+
+def _launcher() -> str:
+    meanings = section(launcher.Launcher, "Attributes")
+    rows = []
+    for field in dataclasses.fields(launcher.Launcher):
+        if field.init:
+            name, said = f"`{field.name}`", cell(f"`{_type(str(field.type))}`")
+            rows.append((name, said, f"`{_default(field)}`", cell(meanings[field.name])))
+    head = "## `Launcher`\n\n" + lead(launcher.Launcher)
+    methods = (
+        ("Steps", ("run", "submit", "run_script", "run_module", "run_command")),
+        ("Steps without waiting", ("submit_script", "submit_module", "submit_command")),
+        ("Agents that stay", ("start", "stop", "on")),
+        ("The rest", ("set_logging_handlers", "plan")),
+    )
+    text = f"{head}\n\n" + table(("field", "type", "default", "meaning"), rows)
+    text += (
+        "\n`DEFAULT_ENV_VARS_FOR_COPY` is "
+        + ", ".join(f"`{pattern}`" for pattern in zlaunch.DEFAULT_ENV_VARS_FOR_COPY)
+        + ".\n"
+    )
+    for title, names in methods:
+        text += f"\n### {title}\n\n" + "\n".join(_method(launcher.Launcher, name) for name in names)
+    return text
+
+
+def _type(words: str) -> str:
+    for alias, literal in _ALIASES.items():
+        values = " | ".join(f'"{value}"' for value in get_args(literal))
+        words = re.sub(rf"\b{alias}\b", values, words)
+    return re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace(", ", " | "), words).replace("'", '"')
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.name == "copy_env_vars":
+        return "DEFAULT_ENV_VARS_FOR_COPY"
+    return repr(field.default)
+
+
+def _method(cls: type, name: str) -> str:
+    function = inspect.getattr_static(cls, name)
+    return f"#### `{signature(function)}`\n\n{docstring(function)}\n"
+
+
+def _class(cls: type, methods: tuple[str, ...], more: str = "") -> str:
+    text = f"## `{cls.__name__}`\n\n{docstring(cls)}\n"
+    text += f"\n{more}\n" if more else ""
+    return text + "\n" + "\n".join(_method(cls, name) for name in methods)
+
+
+def _fate() -> str:
+    text = f"## `Fate`\n\n{docstring(model.Fate)} `failures` of an error is a list of these.\n\n"
+    text += _fields(model.Fate)
+    kinds = member_docs(model.FateKind)
+    text += "\n`kind` is one of\n\n" + "\n".join(f"- `{kind}`: {says}" for kind, says in kinds.items()) + "\n"
+    for name in ("ok", "status"):
+        text += f"\n`{name}`: {docstring(inspect.getattr_static(model.Fate, name))}\n"
+    return text + f"\n`describe()`: {docstring(model.Fate.describe)}\n"
+
+
+def _fields(cls: type[msgspec.Struct]) -> str:
+    docs = field_docs(cls)
+    rows = [(f"`{name}`", cell(f"`{said}`"), cell(docs.get(name, ""))) for name, said in _annotations(cls).items()]
+    return table(("field", "type", "meaning"), rows)
+
+
+def _annotations(cls: type) -> dict[str, str]:
+    return {name: str(said) for name, said in cls.__annotations__.items()}
+
+
+def _errors() -> str:
+    text = "## Errors\n\n" + lead(errors) + "\n"
+    text = text.replace("Level 1: what", "What")
+    known: list[type] = [
+        errors.RemoteTraceback,
+        errors.ZlaunchError,
+        errors.WorkerFailedError,
+        errors.SerializationError,
+        errors.AgentFailedError,
+        errors.LaunchError,
+        errors.TimeLimitExceeded,
+        errors.RunCancelled,
+    ]
+    for cls in known:
+        bases = ", ".join(base.__name__ for base in cls.__bases__)
+        text += f"\n### `{cls.__name__}({bases})`\n\n{docstring(cls)}\n"
+    return text
+
+
+def _log_handling() -> str:
+    text = "## `zlaunch.log_handling`\n\n" + lead(log_handling).replace("Level 5: l", "L") + "\n"
+    for name in log_handling.__all__:
+        thing = getattr(log_handling, name)
+        title = name if inspect.isclass(thing) else signature(thing)
+        text += f"\n### `{title}`\n\n{docstring(thing)}\n"
+    return text
+
+
+def _argparse() -> str:
+    text = "## `zlaunch.integrations.argparse`\n"
+    for function in (integration.add_zlaunch_arguments, integration.launcher_from_args):
+        text += f"\n### `{signature(function)}`\n\n{docstring(function)}\n"
+    return text
+
+
+# --- the command line ---------------------------------------------------------------------------------------------------
+
+
+def cli() -> str:
+    """``reference/cli.md``."""
+    text = generated("reference.py") + "# The command line\n\n"
+    text += table(("command", "what it does"), [(f"`zlaunch {name}`", cell(says)) for name, says in cli_help._COMMANDS])
+    text += f"\n`python -m zlaunch` is the same program.\n\n## `zlaunch run`\n\n`{cli_help._USAGE}`\n\n{cli_help._RUN}\n"
+    text += _CLI_NOTES
+    for title, group in options.GROUPS:
+        rows = [_option(option) for option in group]
+        text += f"\n### {title[0].upper()}{title[1:]}\n\n" + table(("option", "meaning"), rows)
+    names = ", ".join(f"`{name}`" for name in options.NOT_NEEDED)
+    text += (
+        f"\n### Accepted and not needed\n\n{names} and every `--rdzv-…`, each with its value: torchrun needs them, "
+        "zlaunch knows by itself. A note on stderr says that they were left aside.\n"
+    )
+    text += "\n### Not built yet\n\nThese are known, and refused by name with exit status 2.\n\n" + _not_yet()
+    text += "\n### Examples\n\n```console\n"
+    text += "".join(f"$ {command}    # {says}\n" for command, says in cli_help._EXAMPLES)
+    return text + "```\n\nSee also [exit statuses](exit-status.md) and [files](files.md).\n"
+
+
+_CLI_NOTES = """
+- An option's value is the next word or follows `=`: `--grace 5`, `--grace=5`; one letter may have it joined (`-n4`).
+- Long options may be written with `_` for `-`, as torchrun's are.
+- An option that takes several `K=V` ends at the first word that is not one.
+- Where an option that is not marked as repeatable is given twice, the last one counts.
+- What zlaunch itself says goes to stderr. stdout has the ranks' lines, or the answer (`--dry-run`, `info`, json).
+"""
+
+
+def _option(option: options.Option) -> tuple[str, str]:
+    names = ", ".join(f"`{name}`" for name in option.names)
+    says = cell(option.help)
+    if option.choices:
+        says += "; one of " + ", ".join(f"`{choice}`" for choice in option.choices)
+    if option.later:
+        says += "; not built yet: " + ", ".join(f"`{choice}`" for choice in option.later)
+    return f"{names} {cell(option.metavar)}".rstrip(), says
+
+
+def _not_yet() -> str:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in options.NOT_YET.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    return "".join(f"- {', '.join(names)}: {reason}.\n" for reason, names in reasons.items())
+
+
+# --- events as JSON -----------------------------------------------------------------------------------------------------
+
+
+def json_page() -> str:
+    """``reference/json.md``."""
+    text = generated("reference.py") + "# Events as JSON\n\n"
+    text += (
+        "`zlaunch run --view json` and `Launcher(view=\"json\")` write one JSON object per line to stdout, for "
+        "programs. What zlaunch has to say to people still goes to stderr.\n\n"
+        f"Every object has `v`, the version of this format (`{jsonlines.VERSION}`), `event`, and `at`: seconds on the "
+        "supervisor's monotonic clock, for differences only. A field with its default value may be left out where "
+        "this page says so.\n"
+    )
+    for event in get_args(events.Event):
+        text += f"\n## `{event.__struct_config__.tag}`\n\n{docstring(event)}\n\n"
+        if event is events.Output:
+            text += _OUTPUT_AS_JSON + table(("field", "type", "meaning"), _output_rows())
+        else:
+            text += table(("field", "type", "meaning"), _event_rows(event))
+    text += "\n## The values within\n"
+    for value in (model.Fate, model.HostPlan, model.HostFacts, model.Gpu, model.Survivor):
+        text += f"\n### `{value.__name__}`\n\n{docstring(value)}\n\n" + _fields(value)
+    return text
+
+
+_OUTPUT_AS_JSON = """In JSON there is one object per line that was printed.
+
+"""
+
+
+def _output_rows() -> list[tuple[str, ...]]:
+    rows = [row for row in _event_rows(events.Output) if row[0] not in ("`data`", "`piece`")]
+    rows.append(("`text`", "`str`", "the line without its end; bytes that are not UTF-8 are replaced"))
+    rows.append(("`piece`", "`bool`", "true for all parts but the last of a line of over 16 MiB; else left out"))
+    return rows
+
+
+def _event_rows(event: type[msgspec.Struct]) -> list[tuple[str, ...]]:
+    docs = field_docs(event)
+    hidden = {"at", *jsonlines._HIDDEN}
+    return [
+        (f"`{name}`", cell(f"`{_type(said)}`"), cell(docs.get(name, "")))
+        for name, said in _annotations(event).items()
+        if name not in hidden
+    ]
+
+
+if __name__ == "__main__":
+    write(pages())
