@@ -108,7 +108,9 @@ def test_control_does_not_wait_behind_a_large_payload(capsys: pytest.CaptureFixt
                             pass
             assert pongs > 5  # it did not wait for the payload's end
             speed = BIG / 1e9 / (time.monotonic() - begun)
-            report.append(f"{'down' if down else 'up'}: {speed:.2f} GB/s, slowest of {pongs} pings {worst * 1e3:.1f} ms")
+            report.append(
+                f"{'down' if down else 'up'}: {speed:.2f} GB/s, slowest of {pongs} pings {worst * 1e3:.1f} ms"
+            )
         with capsys.disabled():
             print("\n" + "\n".join(report))
 
@@ -124,7 +126,9 @@ def test_lines_come_in_order_and_before_payloads_that_wait() -> None:
         told = hear(hub, lambda told: sum(isinstance(event, PieceCame) for event in told) == 64, spoke)
         lines = [event for event in told if isinstance(event, LogCame)]
         assert [line.log.number for line in lines] == list(range(1, 501))
-        assert b"".join(part for line in lines for part in line.data) == b"".join(b"line %03d\n" % n for n in range(500))
+        assert b"".join(part for line in lines for part in line.data) == b"".join(
+            b"line %03d\n" % n for n in range(500)
+        )
         assert isinstance(told[-1], PieceCame)
         assert spoke.backlog() == 0
 
@@ -152,9 +156,7 @@ def test_an_address_that_nobody_answers_does_no_harm() -> None:
     hub = Hub()
     invitation = hub.invite(0)
     dead = f"tcp://127.0.0.1:{_closed_port()}"
-    invitation = msgspec.structs.replace(
-        invitation, control=(dead, *invitation.control), bulk=(dead, *invitation.bulk)
-    )
+    invitation = msgspec.structs.replace(invitation, control=(dead, *invitation.control), bulk=(dead, *invitation.bulk))
     spoke = join(hub, invitation=invitation)
     hub.send(0, m.Shutdown())
     assert listen(spoke, some(Told)) == [Told(m.Shutdown(), None)]

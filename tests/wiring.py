@@ -63,7 +63,7 @@ def while_serving(hub: Hub, work: Callable[[], Any]) -> list[HubEvent]:
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=run)

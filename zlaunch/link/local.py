@@ -7,6 +7,7 @@ inheritance only, so that there is nothing to guard; a header that cannot be dec
 from __future__ import annotations
 
 import socket
+from array import array
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -17,7 +18,8 @@ from ..protocol.local import Answer, FromTemplate, ToTemplate
 
 LARGEST = 192 * 1024
 """Bytes of one message: below the default SO_SNDBUF (212,992 with the kernel's own share)."""
-_MOST_FDS = 8
+_RIGHTS_SIZE = socket.CMSG_LEN(8 * array("i").itemsize)
+"""Room for the descriptors of one message."""
 
 _T = TypeVar("_T")
 
@@ -42,7 +44,9 @@ class Wire(Generic[_T]):
         if len(header) > LARGEST:
             raise ValueError(f"a message of {len(header)} bytes, where {LARGEST} is the most")
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
-        socket.send_fds(self._socket, [header], list(fds), flags)
+        # Not socket.send_fds and recv_fds: Python 3.11's take flags and forget them.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        self._socket.sendmsg([header], rights, flags)
 
     def receive(self, *, wait: bool = True) -> tuple[_T, list[int]] | None:
         """The next message and its descriptors, which are now the caller's to close; ``None`` at the end.
@@ -53,11 +57,12 @@ class Wire(Generic[_T]):
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            header, fds, _, _ = socket.recv_fds(self._socket, LARGEST, _MOST_FDS, flags)
+            header, rights, _, _ = self._socket.recvmsg(LARGEST, _RIGHTS_SIZE, flags)
         except ConnectionResetError:  # the other end closed with messages of ours unread
             return None
         if not header:
             return None
+        fds = _descriptors(rights)
         try:
             return self._decoder.decode(header), fds
         except msgspec.DecodeError:
@@ -72,6 +77,14 @@ class Wire(Generic[_T]):
     def close(self) -> None:
         """Close the socket; a second call does nothing."""
         self._socket.close()
+
+
+def _descriptors(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    fds = array("i")
+    for level, kind, data in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
