@@ -247,6 +247,19 @@ def test_a_reader_that_leaves_ends_it_quietly(start: Callable[..., Started], tmp
     assert not any(map(alive, pids))
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_nobodys_descriptor(tmp_path: Path, closed: str) -> None:
+    prog = script(tmp_path, "import sys; print('out'); print('err', file=sys.stderr)\n")
+    line = f"exec {sys.executable} -m zlaunch run --preload '' -n 1 --out o --err e {prog} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path, env=_ENVIRON, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("" if " >&-" in f" {closed}" else "[rank 0] out\n")
+    assert done.stderr == ("" if "2>&-" in closed else "[rank 0] err\n")
+    assert (tmp_path / "o").read_text() + (tmp_path / "e").read_text() == "out\nerr\n"
+
+
 def test_what_was_ignored_stays_ignored(start: Callable[..., Started], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "gate")
     prog = script(tmp_path, READY + "open('gate').read()\n")

@@ -68,7 +68,7 @@ def test_pieces_are_told_after_the_word_that_announces_them() -> None:
         assert b"".join(piece.data for piece in pieces) == result
 
         hub.send_payload(0, 9, result)
-        assert [event for event in spoke.poll(0.2)[0]] == []
+        assert spoke.poll(0.2) == ([], set())
         hub.send(0, m.Start("s", 0, "k", (), m.Pieces(9, len(result))))
         arrived = listen(spoke, lambda told: len(told) == 5, hub)
         assert b"".join(event.data for event in arrived if isinstance(event, PieceArrived)) == result
@@ -195,14 +195,14 @@ def test_who_gets_no_answer_gives_up_in_time() -> None:
         hub = Hub()
         endpoint = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
         spoke = Spoke(msgspec.structs.replace(hub.invite(0), control=(endpoint,), bulk=(endpoint,)))
-        with pytest.raises(LinkError, match="no answer within 0.3 s"):
+        with pytest.raises(LinkError, match=r"no answer within 0\.3 s"):
             spoke.connect(0.3)
         spoke.close()
         hub.close()
 
 
 def test_an_address_that_is_not_ours_cannot_be_listened_on() -> None:
-    with pytest.raises(LinkError, match="192.0.2.1"):
+    with pytest.raises(LinkError, match=r"192\.0\.2\.1"):
         Hub(("192.0.2.1",))
 
 

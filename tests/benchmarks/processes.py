@@ -1,6 +1,6 @@
-"""Benchmarks: programs started, timed, limited and cleaned up after. Knows processes, and nothing of what they measure.
+"""Benchmarks: programs started, timed, limited and cleaned up after. Knows nothing of what is measured.
 
-The benchmark adopts every orphan (a subreaper), so that what a launcher leaves behind is found by pid, counted, and ended.
+The benchmark adopts every orphan (a subreaper), so what a launcher leaves behind is found, counted, and ended by pid.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def python(program: str) -> list[str]:
 
 @dataclass
 class Running:
-    """A program that was started; ``output`` has what it printed to stderr, and to stdout where no other file was given."""
+    """A program that was started; ``output`` has its stderr, and its stdout where no other file was given."""
 
     process: subprocess.Popen[bytes]
     began: float

@@ -120,7 +120,7 @@ def as_json(machine_facts: dict[str, Any], results: dict[str, list[Result]]) -> 
 
 def ratio(found: list[Result], other: Result) -> float | None:
     """How many times better zlaunch is than another, by the medians; below 1 it is worse."""
-    ours = found[0].median
+    ours = next((result.median for result in found if result.contestant.kind == "zlaunch"), None)
     theirs = other.median
     if not ours or not theirs:
         return None

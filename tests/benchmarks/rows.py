@@ -177,7 +177,7 @@ def torchrunx_lines(lines: int, shop: Workshop) -> Sample:
     with console.open("rb") as printed:
         printed.seek(before)
         (folder / "console").write_bytes(printed.read())
-    return lines_sample(folder, answer["at"], lines, sorted((folder / "logs").glob("*[[]*[]].log")))
+    return lines_sample(folder, answer["at"], lines, sorted((folder / "logs").rglob("*[[]*[]].log")))
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Benchmarks: zlaunch beside torchrun and torchrunx, on this machine, in one go. ``python tests/benchmarks/run.py --help``.
+"""Benchmarks: zlaunch beside torchrun and torchrunx, on this machine, in one go. See ``--help``.
 
 Every row's contestants are measured in turn, round by round, so that what else the machine does hits all of them.
 """

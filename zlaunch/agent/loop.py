@@ -103,7 +103,8 @@ class AgentLoop:
             waiting += [self.template.wire.fileno(), self.template.output]
         for rank in self.ranks.values():
             if rank.pidfd >= 0:  # a rank may answer before the template has told of it: that waits in the socket
-                waiting.append(rank.wire.fileno())
+                if rank.may_answer:
+                    waiting.append(rank.wire.fileno())
                 if rank.died_at is None:
                     waiting.append(rank.pidfd)
         return waiting
@@ -204,11 +205,10 @@ class AgentLoop:
             received = rank.wire.receive(wait=False)
         except BlockingIOError:
             return
+        rank.may_answer = False  # one answer a rank; and a closed socket would wake us for ever
         if received is None:
             return
         message, fds = received
-        if not isinstance(message, local.Answer):
-            return
         if fds:
             rank.payload, rank.payload_size = fds[0], os.fstat(fds[0]).st_size
         self.post(

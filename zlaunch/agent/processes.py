@@ -96,6 +96,7 @@ class RankProcess:
     pid: int = 0
     pidfd: int = -1
     died_at: float | None = None
+    may_answer: bool = True
     payload: int = -1
     """The memfd of its answer."""
     payload_size: int = 0

@@ -23,6 +23,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: this process's own); returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     try:
         return _command(words)
     except grammar.UsageError as error:
@@ -34,6 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our answer has seen enough (`| head`). Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+
+
+def _open_standard_streams() -> None:
+    """A shell's ``>&-`` leaves a descriptor below 3 free, and whatever we opened next would be our stdout."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
 
 
 def _command(words: list[str]) -> int:

@@ -20,6 +20,8 @@ LARGEST = 192 * 1024
 """Bytes of one message: below the default SO_SNDBUF (212,992 with the kernel's own share)."""
 _RIGHTS_SIZE = socket.CMSG_LEN(8 * array("i").itemsize)
 """Room for the descriptors of one message."""
+_SEND, _RECEIVE = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
+_SEND_NOW, _RECEIVE_NOW = (flags | int(socket.MSG_DONTWAIT) for flags in (_SEND, _RECEIVE))
 
 _T = TypeVar("_T")
 
@@ -43,10 +45,9 @@ class Wire(Generic[_T]):
         header = self._encoder.encode(message)
         if len(header) > LARGEST:
             raise ValueError(f"a message of {len(header)} bytes, where {LARGEST} is the most")
-        flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         # Not socket.send_fds and recv_fds: Python 3.11's take flags and forget them.
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-        self._socket.sendmsg([header], rights, flags)
+        self._socket.sendmsg([header], rights, _SEND if wait else _SEND_NOW)
 
     def receive(self, *, wait: bool = True) -> tuple[_T, list[int]] | None:
         """The next message and its descriptors, which are now the caller's to close; ``None`` at the end.
@@ -55,9 +56,8 @@ class Wire(Generic[_T]):
             BlockingIOError: with ``wait`` false, there is none.
             msgspec.ValidationError, msgspec.DecodeError: what came is no message.
         """
-        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            header, rights, _, _ = self._socket.recvmsg(LARGEST, _RIGHTS_SIZE, flags)
+            header, rights, _, _ = self._socket.recvmsg(LARGEST, _RIGHTS_SIZE, _RECEIVE if wait else _RECEIVE_NOW)
         except ConnectionResetError:  # the other end closed with messages of ours unread
             return None
         if not header:

@@ -142,7 +142,7 @@ class Reception:
             self.refuse("identity", f"{address} ({user.rpartition('.')[0]}) is not expected any more")
             return None
         channel = peer.bulk if bulk else peer.control
-        if False:
+        if identity.rpartition(b"/")[0] != user.encode():
             self.refuse("identity", f"host {peer.host} ({address}) came under another name", peer.host)
             return None
         if channel.identity is not None:

@@ -1,8 +1,8 @@
 """Benchmarks, measured side: a user's program that launches functions, with zlaunch or with torchrunx.
 
 ``driver.py PRODUCT FD`` reads one request per line from the socket FD, and answers each with one line, both JSON.
-The two products have the same interface, so the same lines drive both. zlaunch's agents stay from step to step; torchrunx
-has no such thing and starts its own with every step. May import everything.
+The two products have the same interface, so the same lines drive both. zlaunch's agents stay from step to step;
+torchrunx has no such thing and starts its own with every step. May import everything.
 """
 
 from __future__ import annotations
@@ -73,17 +73,20 @@ class Product:
         """A launcher whose next step is a warm one, where the product knows the difference."""
         key = (ranks, backend)
         if key not in self.launchers:
+            launcher_of: Any
+            made: Any
             if self.name == "zlaunch":
                 import zlaunch
 
-                launcher_of: Any = zlaunch.Launcher  # the back end's type is a closed list of words
-                made: Any = launcher_of(hostnames="local", workers_per_host=ranks, backend=backend)
+                launcher_of = zlaunch.Launcher  # the back end's type is a closed list of words
+                made = launcher_of(hostnames="local", workers_per_host=ranks, backend=backend)
                 made.start()
                 made.run(give_rank)
             else:
                 import torchrunx  # type: ignore[import-not-found,unused-ignore]
 
-                made = torchrunx.Launcher(hostnames=["localhost"], workers_per_host=ranks, backend=backend)
+                launcher_of = torchrunx.Launcher
+                made = launcher_of(hostnames=["localhost"], workers_per_host=ranks, backend=backend)
             self.launchers[key] = made
         return self.launchers[key]
 
@@ -133,23 +136,21 @@ def tensors(product: Product, ranks: int, folder: str, megabytes: int) -> dict[s
 
 def lines(product: Product, ranks: int, folder: str, count: int) -> dict[str, Any]:
     """Has lines printed to this program's stdout and to files in the folder ``logs``; for torchrunx."""
-    import torchrunx  # type: ignore[import-not-found,unused-ignore]
-
     launcher = product.launcher(ranks, None)
-    launcher.set_logging_handlers(lambda: torchrunx_handlers(torchrunx, ranks, folder))
+    launcher.set_logging_handlers(lambda: torchrunx_handlers(ranks, folder))
     launcher.run(print_lines, folder, count)
     return {"at": time.monotonic()}
 
 
-def torchrunx_handlers(torchrunx: Any, ranks: int, folder: str) -> list[Any]:
+def torchrunx_handlers(ranks: int, folder: str) -> list[Any]:
     """All ranks' lines to the console and to a file for each, as zlaunch and torchrun do it."""
     import logging
 
-    from torchrunx.utils.log_handling import file_handlers  # type: ignore[import-not-found,unused-ignore]
+    from torchrunx.utils.log_handling import file_handlers  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     return [
         logging.StreamHandler(sys.stdout),
-        *file_handlers(["localhost"], [ranks], log_dir=Path(folder, "logs"), log_level=logging.INFO),
+        *file_handlers(["localhost"], [ranks], Path(folder, "logs"), logging.INFO),
     ]
 
 
