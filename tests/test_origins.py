@@ -203,21 +203,21 @@ def test_a_model_of_the_program_comes_back_as_its_own_class(tmp_path: Path) -> N
             return self.outer(self.inner(x))
 
     def train(model):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model(torch.ones(1, 64)).sum().backward()
-        optimizer.step()
-        return model, optimizer.state_dict()
+        with torch.no_grad():
+            model.inner.weight.sub_(model.inner.weight.grad)
+        return model
 
     given = Tied()
     before = given.inner.weight.detach().clone()
-    model, state = zlaunch.Launcher(workers_per_host=1, backend=None).run(train, given)[0]
+    model = zlaunch.Launcher(workers_per_host=1, backend=None).run(train, given)[0]
     print(type(model) is Tied, model.outer.weight is model.inner.weight, torch.equal(given.inner.weight, before))
     with torch.no_grad():
         model.inner.weight.add_(1)
-    print(not torch.equal(model.inner.weight, before), model(torch.ones(1, 64)).shape[1], len(state))
+    print(not torch.equal(model.inner.weight, before), model(torch.ones(1, 64)).shape[1])
     """
     done = python("-c", textwrap.dedent(code), cwd=tmp_path)
-    assert done.stdout == "True True True\nTrue 64 2\n"
+    assert done.stdout == "True True True\nTrue 64\n"
 
 
 def test_two_programs_at_once_do_not_disturb_each_other(app: Path) -> None:

@@ -98,8 +98,12 @@ class Launcher:
     view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
     """What the command line says of the view beyond ``log_dir`` and ``view``; wins over both."""
     _handlers: HandlerFactory | None = field(default=None, init=False, repr=False, compare=False)
-    _shared: _Shared = field(default_factory=lambda: _Shared(),  # noqa: PLW0108 - defined below
-        init=False, repr=False, compare=False)
+    _shared: _Shared = field(
+        default_factory=lambda: _Shared(),  # noqa: PLW0108 - defined below
+        init=False,
+        repr=False,
+        compare=False,
+    )
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -135,21 +139,21 @@ class Launcher:
         """Run any program on every rank. Raises as ``run_script``."""
         return _wait(self.submit_command(*argv))
 
-    def submit_script(self, path: str | os.PathLike[str], *argv: str) -> Run[None]:
-        """``run_script`` without waiting."""
+    def submit_script(self, path: str | os.PathLike[str], *argv: str, name: str | None = None) -> Run[None]:
+        """``run_script`` without waiting; ``name`` is what the run is called, by default the script."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no script {os.fspath(path)!r} in {os.getcwd()}")
-        return self._submit("script", (os.fspath(path), *argv), (), Path(path).name)
+        return self._submit("script", (os.fspath(path), *argv), (), name or Path(path).name)
 
-    def submit_module(self, name: str, *argv: str) -> Run[None]:
-        """``run_module`` without waiting."""
-        return self._submit("module", (name, *argv), (), name)
+    def submit_module(self, module: str, *argv: str, name: str | None = None) -> Run[None]:
+        """``run_module`` without waiting; ``name`` as for a script."""
+        return self._submit("module", (module, *argv), (), name or module)
 
-    def submit_command(self, *argv: str) -> Run[None]:
-        """``run_command`` without waiting."""
+    def submit_command(self, *argv: str, name: str | None = None) -> Run[None]:
+        """``run_command`` without waiting; ``name`` as for a script."""
         if not argv:
             raise ValueError("run_command takes a program and its arguments")
-        return self._submit("command", argv, (), Path(argv[0]).name)
+        return self._submit("command", argv, (), name or Path(argv[0]).name)
 
     # --- agents that stay -------------------------------------------------------------------------------------------
 
@@ -356,7 +360,7 @@ class Launcher:
 
     def _hosts(self) -> tuple[HostPlan, ...]:
         names = self._names()
-        counts = count_workers(self.workers_per_host, names, [detect_facts() for _ in names])
+        counts = count_workers(self.workers_per_host, names, [detect_facts() for _ in names], self.gpus_per_worker)
         return tuple(HostPlan(i, name, n) for i, (name, n) in enumerate(zip(names, counts, strict=True)))
 
     def _names(self) -> list[str]:

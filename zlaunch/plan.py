@@ -51,7 +51,9 @@ class LaunchPlan:
     template: TemplateSpec
 
 
-def count_workers(wanted: WorkersPerHost, names: Sequence[str], facts: Sequence[HostFacts]) -> list[int]:
+def count_workers(
+    wanted: WorkersPerHost, names: Sequence[str], facts: Sequence[HostFacts], gpus_per_worker: int = 1
+) -> list[int]:
     """Ranks per host. Raises LaunchError where a host cannot have what is wanted, or ValueError for nonsense."""
     if isinstance(wanted, list):
         if len(wanted) != len(names):
@@ -67,9 +69,9 @@ def count_workers(wanted: WorkersPerHost, names: Sequence[str], facts: Sequence[
                 f"workers_per_host is 'gpu', and there is no GPU on {', '.join(without)}; "
                 "give a number, 'cpu' or 'auto' there"
             )
-        counts = [len(f.gpus) for f in facts]
+        counts = [len(f.gpus) // gpus_per_worker for f in facts]
     elif wanted == "auto":
-        counts = [len(f.gpus) for f in facts]
+        counts = [len(f.gpus) // gpus_per_worker for f in facts]
         if not any(counts):
             counts = [f.numa_domains for f in facts]
         elif not all(counts):

@@ -34,6 +34,9 @@ from .pump import Pump
 
 Key = tuple[str, int]
 
+NO_SHARED_MEMORY = "ZLAUNCH_NO_SHARED_MEMORY"
+"""Set in an agent's environment: payloads travel over the wire also where they could pass as memfds."""
+
 
 class AgentLoop:
     """One host's agent."""
@@ -147,7 +150,9 @@ class AgentLoop:
         """The loop's own share of what the supervisor says: memory and flow."""
         match message:
             case m.Welcome():
-                shares = Probe.readable(message.probe_pid, message.probe_fd, message.probe_nonce)
+                shares = NO_SHARED_MEMORY not in os.environ and Probe.readable(
+                    message.probe_pid, message.probe_fd, message.probe_nonce
+                )
                 self.core.shares_memory = self.payloads.shares_memory = shares
                 self.pump.credit += message.log_credit
             case m.Credit():

@@ -41,7 +41,7 @@ def run(job: Job) -> int:
             if job.save_hostlist:
                 _save_hostlist(launcher)
             with bell.impatient(), _search_path(job.home):
-                running = launcher._submit(job.kind, job.argv, (), job.name)
+                running = _submit(launcher, job)
         except ValueError as error:
             raise UsageError(str(error)) from error
         except ZlaunchError as error:
@@ -51,6 +51,17 @@ def run(job: Job) -> int:
             _say(f"{_pressed(interrupted.number)}: nothing had started yet")
             return 128 + interrupted.number
         return _watch(running, job, bell)
+
+
+def _submit(launcher: Launcher, job: Job) -> Run[None]:
+    first, *rest = job.argv
+    match job.kind:
+        case "script":
+            return launcher.submit_script(first, *rest, name=job.name)
+        case "module":
+            return launcher.submit_module(first, *rest, name=job.name)
+        case "command":
+            return launcher.submit_command(first, *rest, name=job.name)
 
 
 def _launcher(job: Job) -> Launcher:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias, assert_never
 
-from ..events import Event, Notice, RunEnded
+from ..events import Event, Level, Notice, RunEnded
 from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
 from ..link.memory import Probe
 from ..model import AgentCommand, HostPlan
@@ -157,7 +157,7 @@ class SupervisorLoop:
     def _from_wire(self, event: HubEvent) -> None:
         match event:
             case Joined(host):
-                self.hub.send(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
+                self._tell(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
             case Heard(host, message, payload):
                 self._heard(host, message, payload)
             case PieceCame(host, payload_id, offset, data):
@@ -170,7 +170,8 @@ class SupervisorLoop:
                 self.agents[host].connection_left(reason)
             case Refused(kind, text, host):
                 who = "" if host is None else self.names.get(host, "")
-                self.emit(Notice(time.monotonic(), "warning", f"refused on the wire ({kind}): {text}", who))
+                level: Level = "debug" if kind == "dropped" else "warning"  # port scanners, and addresses not taken
+                self.emit(Notice(time.monotonic(), level, f"refused on the wire ({kind}): {text}", who))
             case _:
                 assert_never(event)
 

@@ -117,9 +117,7 @@ class FakeHost:
             case agent_do.Drain(key, rank):
                 self.queue.append(agent_on.RankDrained(key, rank))
             case agent_do.Answered((step, attempt), answer):
-                told = m.Answered(
-                    step, attempt, answer.rank, answer.kind, answer.at, answer.text, answer.symptom
-                )
+                told = m.Answered(step, attempt, answer.rank, answer.kind, answer.at, answer.text, answer.symptom)
                 self.pair.to_supervisor(self, told)
             case agent_do.Ended((step, attempt), fate):
                 self.pair.to_supervisor(self, m.Ended(step, attempt, fate, 0))
