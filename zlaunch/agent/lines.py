@@ -1,7 +1,8 @@
 """Level 4, pure: bytes from a pipe become whole lines.
 
 Chunks stay chunks: nothing here loops over lines unless one of them redraws itself with ``\\r``. Of such a line only
-the last state is kept, so that a progress bar floods neither memory, wire, console nor files.
+the last state is kept, so that a progress bar floods neither memory, wire, console nor files. A stream that has shown
+a zero byte is no text, and ``\\r`` means nothing in it: from there on every byte is kept.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ class LineSplitter:
         self.limit = limit
         self.parts: list[bytes] = []
         self.held = 0
+        self.binary = False
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """Whole lines of what came, as ``(bytes, piece)``; a piece is part of too long a line, without an end."""
+        self.binary = self.binary or b"\0" in data
         end = data.rfind(b"\n") + 1
         ready: list[tuple[bytes, bool]] = []
         if end:
             lines = b"".join((*self.parts, data[:end]))
             self.parts, self.held = [], 0
-            ready.append((last_states(lines), False))
+            ready.append((lines if self.binary else last_states(lines), False))
         rest = data[end:] if end else data
         if rest:
             self._hold(rest)
@@ -37,12 +40,12 @@ class LineSplitter:
 
     def finish(self) -> bytes:
         """What is left without a line end."""
-        rest = last_state(b"".join(self.parts))
+        rest = b"".join(self.parts)
         self.parts, self.held = [], 0
-        return rest
+        return rest if self.binary else last_state(rest)
 
     def _hold(self, rest: bytes) -> None:
-        if b"\r" in rest:
+        if b"\r" in rest and not self.binary:
             rest = last_state(b"".join((*self.parts, rest)))
             self.parts, self.held = [], 0
         self.parts.append(rest)

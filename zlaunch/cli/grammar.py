@@ -160,5 +160,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """``did you mean --view?``, or nothing where no known word is near."""
     import difflib  # 4 ms that only a mistake should cost
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    begun = [name for name in known if len(word) > 3 and name.startswith(word)]
+    close = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else ""

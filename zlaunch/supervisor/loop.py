@@ -262,6 +262,8 @@ class SupervisorLoop:
         """In a forked child of the user's program: let go of what would keep the agents from seeing our death."""
         for agent in self.agents.values():
             agent.close_descriptors()
+        self.closed = threading.Event()  # the old one's lock may have been held by a thread that is not here
+        self.closed.set()
 
 
 def _disarm_in_child() -> None:

@@ -95,6 +95,7 @@ class FileSet:
             os.close(self._open.popitem()[1])
 
     def _write(self, file: LogFile, data: bytes) -> None:
+        size = len(data)
         if file.torn:
             data = b"\n" + data
         view = memoryview(data)
@@ -106,7 +107,7 @@ class FileSet:
         except OSError as error:
             if len(view) < len(data):
                 file.torn = data[len(data) - len(view) - 1] != 10
-            self._refuse(file, len(view), error)
+            self._refuse(file, min(len(view), size), error)
 
     def _descriptor(self, file: LogFile) -> int:
         fd = self._open.get(file.path)
