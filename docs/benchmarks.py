@@ -58,7 +58,7 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, ...]]:
         column = contestant["kind"] if contestant["kind"] == "zlaunch" else name.partition(",")[0]
         column, note = (column, name.partition(", ")[2]) if column in COLUMNS else ("floor", name)
         cells[column] = f"{shown} ({note})" if note else shown
-    return [(cell(row["title"]), *(cells.get(column, "–") for column in COLUMNS)), *more]
+    return [(cell(row["title"]), *(cells.get(column, "-") for column in COLUMNS)), *more]
 
 
 def _shown(contestant: dict[str, Any], unit: str) -> str:

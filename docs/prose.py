@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _ENTRY = re.compile(r"^ {4}(\w[\w., ]*?): (.*)$")
 
 def generated(by: str) -> str:
     """The first line of a generated page."""
-    return f"<!-- Written by docs/{by} from the code. To change this page, change the code, then run: python docs/{by} -->\n"
+    return f"<!-- Written from the code. To change this page, change the code, then run: python docs/{by} -->\n"
 
 
 def code(text: str) -> str:
@@ -100,7 +100,7 @@ def signature(function: Callable[..., Any], name: str = "") -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
     said = _annotation(parameter.annotation)
     if said.startswith(("P.", "Any")):
         said = ""
@@ -147,7 +147,7 @@ def member_docs(cls: type) -> dict[str, str]:
     return found
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]

@@ -16,7 +16,6 @@ import msgspec
 from prose import (
     DOCS,
     cell,
-    code,
     docstring,
     field_docs,
     generated,
@@ -51,7 +50,7 @@ def pages() -> dict[Path, str]:
     return {folder / "api.md": api(), folder / "cli.md": cli(), folder / "json.md": json_page()}
 
 
-# --- the Python API -----------------------------------------------------------------------------------------------------
+# --- the Python API -------------------------------------------------------------------------------------------------
 
 
 def api() -> str:
@@ -174,14 +173,16 @@ def _argparse() -> str:
     return text
 
 
-# --- the command line ---------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------------------------
 
 
 def cli() -> str:
     """``reference/cli.md``."""
     text = generated("reference.py") + "# The command line\n\n"
     text += table(("command", "what it does"), [(f"`zlaunch {name}`", cell(says)) for name, says in cli_help._COMMANDS])
-    text += f"\n`python -m zlaunch` is the same program.\n\n## `zlaunch run`\n\n`{cli_help._USAGE}`\n\n{cli_help._RUN}\n"
+    text += (
+        f"\n`python -m zlaunch` is the same program.\n\n## `zlaunch run`\n\n`{cli_help._USAGE}`\n\n{cli_help._RUN}\n"
+    )
     text += _CLI_NOTES
     for title, group in options.GROUPS:
         rows = [_option(option) for option in group]
@@ -223,51 +224,70 @@ def _not_yet() -> str:
     return "".join(f"- {', '.join(names)}: {reason}.\n" for reason, names in reasons.items())
 
 
-# --- events as JSON -----------------------------------------------------------------------------------------------------
+# --- events as JSON -------------------------------------------------------------------------------------------------
 
 
 def json_page() -> str:
     """``reference/json.md``."""
     text = generated("reference.py") + "# Events as JSON\n\n"
     text += (
-        "`zlaunch run --view json` and `Launcher(view=\"json\")` write one JSON object per line to stdout, for "
-        "programs. What zlaunch has to say to people still goes to stderr.\n\n"
+        '`zlaunch run --view json` and `Launcher(view="json")` write one JSON object per line to stdout, for programs. '
+        "What zlaunch has to say to people still goes to stderr.\n\n"
         f"Every object has `v`, the version of this format (`{jsonlines.VERSION}`), `event`, and `at`: seconds on the "
-        "supervisor's monotonic clock, for differences only. A field with its default value may be left out where "
-        "this page says so.\n"
+        "supervisor's monotonic clock, for differences only. Readers should pass over events and fields that they do "
+        "not know.\n"
     )
     for event in get_args(events.Event):
-        text += f"\n## `{event.__struct_config__.tag}`\n\n{docstring(event)}\n\n"
-        if event is events.Output:
-            text += _OUTPUT_AS_JSON + table(("field", "type", "meaning"), _output_rows())
-        else:
-            text += table(("field", "type", "meaning"), _event_rows(event))
+        text += f"\n## `{event.__struct_config__.tag}`\n\n"
+        text += f"{_OUTPUT_AS_JSON if event is events.Output else docstring(event)}\n\n"
+        text += table(("field", "type", "meaning"), _json_rows(event))
     text += "\n## The values within\n"
-    for value in (model.Fate, model.HostPlan, model.HostFacts, model.Gpu, model.Survivor):
-        text += f"\n### `{value.__name__}`\n\n{docstring(value)}\n\n" + _fields(value)
+    for value in _VALUES:
+        text += f"\n### {value.__name__}\n\n{docstring(value)}\n\n"
+        text += table(("field", "type", "meaning"), _json_rows(value))
     return text
 
 
-_OUTPUT_AS_JSON = """In JSON there is one object per line that was printed.
+_VALUES: tuple[type[msgspec.Struct], ...] = (model.Fate, model.HostPlan, model.HostFacts, model.Gpu, model.Survivor)
+_OUTPUT_AS_JSON = "A line that a rank printed. Of lines that redraw themselves with `\\r`, the last state."
+_OUTPUT_ROWS = [
+    ("`text`", "string", "the line without its end; bytes that are not UTF-8 are replaced"),
+    ("`piece`", "boolean", "true for all parts but the last of a line of over 16 MiB; else left out"),
+]
+_PLAIN = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_WORDS: dict[str, tuple[object, ...]] = {
+    "Outcome": get_args(events.Outcome),
+    "Level": get_args(events.Level),
+    "StreamName": get_args(model.StreamName),
+    "FateKind": tuple(kind.value for kind in model.FateKind),
+}
 
-"""
 
-
-def _output_rows() -> list[tuple[str, ...]]:
-    rows = [row for row in _event_rows(events.Output) if row[0] not in ("`data`", "`piece`")]
-    rows.append(("`text`", "`str`", "the line without its end; bytes that are not UTF-8 are replaced"))
-    rows.append(("`piece`", "`bool`", "true for all parts but the last of a line of over 16 MiB; else left out"))
-    return rows
-
-
-def _event_rows(event: type[msgspec.Struct]) -> list[tuple[str, ...]]:
-    docs = field_docs(event)
-    hidden = {"at", *jsonlines._HIDDEN}
-    return [
-        (f"`{name}`", cell(f"`{_type(said)}`"), cell(docs.get(name, "")))
-        for name, said in _annotations(event).items()
+def _json_rows(struct: type[msgspec.Struct]) -> list[tuple[str, ...]]:
+    docs = field_docs(struct)
+    event = struct in get_args(events.Event)
+    hidden = {*jsonlines._HIDDEN, *(["at"] if event else []), *(["data", "piece"] if struct is events.Output else [])}
+    rows: list[tuple[str, ...]] = [
+        (f"`{name}`", _json_type(said), cell(docs.get(name, "")))
+        for name, said in _annotations(struct).items()
         if name not in hidden
     ]
+    return rows + (_OUTPUT_ROWS if struct is events.Output else [])
+
+
+def _json_type(said: str) -> str:
+    """An annotation in JSON's words."""
+    if said.endswith(" | None"):
+        return f"{_json_type(said.removesuffix(' | None'))} or null"
+    if several := re.fullmatch(r"tuple\[(\w+), \.\.\.\]", said):
+        return f"array of {_json_type(several[1])}"
+    if said in _PLAIN:
+        return _PLAIN[said]
+    if said in _WORDS:
+        return ", ".join(f'`"{word}"`' for word in _WORDS[said])
+    if said in {value.__name__ for value in _VALUES}:
+        return f"[{said}](#{said.lower()})"
+    raise ValueError(f"what is {said} in JSON?")
 
 
 if __name__ == "__main__":

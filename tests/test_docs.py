@@ -3,7 +3,8 @@
 A page marks its blocks with comments that a reader does not see:
 
 - ``<!-- file: NAME -->``: the block is a file that the page's commands use;
-- ``<!-- run -->``: the block runs; ``<!-- run: 1 -->`` ends with this status. All Python blocks of a page are one program;
+- ``<!-- run -->``: the block runs; ``<!-- run: 1 -->`` ends with this status. The Python blocks of a page are one
+  program;
 - ``<!-- output -->``: every line of the block is printed by the page's program.
 
 A ``console`` block shows its own output below its command. Numbers, ids, folders and the ranks' prefixes may differ.
@@ -72,7 +73,9 @@ def test_the_numbers_show_what_was_measured() -> None:
     machine = {"date": "2026-01-02T00:00", "cores": 2, "python": "3.11", "versions": {"torch": "2.13", "numpy": None}}
     rows = [{"title": "lines", "unit": "lines/s", "contestants": contestants}]
     text = generator("benchmarks").render({"machine": machine, "rows": rows})
-    assert "| lines | 512,346 lines/s | failed (cold) | 19,000 lines/s, lines lost | 0.0213 lines/s (bare forks) |" in text
+    assert (
+        "| lines | 512,346 lines/s | failed (cold) | 19,000 lines/s, lines lost | 0.0213 lines/s (bare forks) |" in text
+    )
     assert "| … encrypted wire | 1 lines/s |" in text
 
 
@@ -157,6 +160,19 @@ def test_the_page_of_refusals_has_every_kind() -> None:
     assert not [kind for kind in get_args(RefusalKind) if f"`{kind}`" not in page]
 
 
+def test_the_page_of_json_has_the_fields_of_a_line() -> None:
+    import json
+
+    from zlaunch.events import Output
+    from zlaunch.view.jsonlines import json_lines
+
+    event = Output(at=1.0, run="r", rank=0, local_rank=0, hostname="h", stream="out", data=b"a", piece=True)
+    fields = set(json.loads(json_lines(event))) - {"v", "event", "at"}
+    page = (DOCS / "reference/json.md").read_text()
+    described = page.partition("## `output`")[2].partition("## ")[0]
+    assert fields == set(re.findall(r"^\| `(\w+)` \|", described, re.MULTILINE))
+
+
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +248,7 @@ def test_examples_run_and_print_what_is_shown(page: Path, tmp_path: Path) -> Non
 
 
 def environment(bin_dir: Path) -> dict[str, str]:
-    """An environment in which ``zlaunch`` and ``python`` are this Python's, without settings of whoever runs the tests."""
+    """One in which ``zlaunch`` and ``python`` are this Python's, without settings of whoever runs the tests."""
     bin_dir.mkdir()
     for name, module in (("zlaunch", "-m zlaunch"), ("python", "")):
         (bin_dir / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')

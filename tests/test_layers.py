@@ -32,6 +32,7 @@ LEVELS = {
     "cluster": 5,
     "launcher": 5,
     "result": 5,
+    "fields": 5,
     "log_handling": 5,
     "cli": 6,
     "integrations": 6,

@@ -153,7 +153,7 @@ class Cluster:
 
     def state_of(self, run: str) -> str:
         """Where a run stands, in the words of the supervisor's table."""
-        found = self.loop.core.runs.get(run)
+        found = self.loop.core.schedule.runs.get(run)
         return found.state.value if found else "queued"
 
     def limit_of(self, run: str) -> float:

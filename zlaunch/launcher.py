@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from .backends.local import agent_command
 from .cluster import Cluster, new_run_id
-from .errors import LaunchError
+from .fields import check_fields, host_names
 from .model import HostPlan, StartMethod, Step, TaskKind, TemplateSpec
 from .plan import LaunchPlan, count_workers, place_ranks, template_for
 from .protocol.envelope import Buffer
@@ -159,7 +157,7 @@ class Launcher:
 
     def start(self) -> Launcher:
         """Start the agents, and keep them for many steps, until ``stop``. Does nothing where they are there already."""
-        self._check()
+        check_fields(self)
         with self._shared.lock:
             if self._shared.cluster is None:
                 hosts = self._hosts()
@@ -257,7 +255,7 @@ class Launcher:
     # --- the inside -------------------------------------------------------------------------------------------------
 
     def _submit(self, kind: TaskKind, argv: Sequence[str], task: Sequence[Buffer], name: str) -> Run[Any]:
-        self._check()
+        check_fields(self)
         hosts = self._hosts()
         step = self._step(kind, argv)
         cluster = self._shared.cluster
@@ -283,7 +281,7 @@ class Launcher:
         )
 
     def _new_cluster(self, hosts: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
-        self._check()
+        check_fields(self)
         facts = {plan.index: detect_facts() for plan in hosts}
         cluster = Cluster(hosts, facts, self._settings())
         cluster.start(self._template(self._step("function", ()), preload), self.agent_timeout)
@@ -359,51 +357,9 @@ class Launcher:
         )
 
     def _hosts(self) -> tuple[HostPlan, ...]:
-        names = self._names()
+        names = host_names(self.hostnames)
         counts = count_workers(self.workers_per_host, names, [detect_facts() for _ in names], self.gpus_per_worker)
         return tuple(HostPlan(i, name, n) for i, (name, n) in enumerate(zip(names, counts, strict=True)))
-
-    def _names(self) -> list[str]:
-        if isinstance(self.hostnames, str):
-            if self.hostnames in ("auto", "local"):
-                return ["localhost"]
-            if self.hostnames in ("slurm", "lsf", "flux"):
-                raise LaunchError(f"hostnames is {self.hostnames!r}: this version of zlaunch runs on this machine only")
-            raise ValueError(
-                f"hostnames is {self.hostnames!r}; it is a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
-            )
-        names = list(self.hostnames)
-        if not names:
-            raise ValueError("hostnames is an empty list")
-        if len(set(names)) < len(names) or len(names) > 1:
-            raise LaunchError(f"hostnames {names}: this version of zlaunch runs on one host, this machine")
-        if not _is_this_machine(names[0]):
-            raise LaunchError(f"{names[0]}: not this machine, and this version of zlaunch runs on no other")
-        return names
-
-    def _check(self) -> None:
-        """Everything that can be wrong with the fields, before anything starts."""
-        _one_of("backend", self.backend, ("auto", "nccl", "gloo", "mpi", "ucc", None))
-        _one_of("rendezvous", self.rendezvous, ("tcp", "mpi"))
-        _one_of("start_method", self.start_method, ("fork", "spawn"))
-        _one_of("view", self.view, ("auto", "live", "plain", "json", "none"))
-        if self.rendezvous == "mpi":
-            raise LaunchError("rendezvous='mpi' is not there in this version of zlaunch; use 'tcp'")
-        if self.view == "live":
-            raise LaunchError("view='live' is not there in this version of zlaunch; use 'plain'")
-        for name in ("worker_timeout", "agent_timeout"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is a number of seconds above 0")
-        for name in ("grace_period", "max_restarts"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is 0 at least")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise ValueError(f"time_limit is {self.time_limit!r}; it is a number of seconds above 0, or None")
-        if self.gpus_per_worker < 1:
-            raise ValueError(f"gpus_per_worker is {self.gpus_per_worker!r}; it is 1 at least")
-        fraction = self.gpu_memory_fraction
-        if fraction is not None and not 0 < fraction <= 1:
-            raise ValueError(f"gpu_memory_fraction is {fraction!r}; it is above 0 and at most 1")
 
 
 @dataclass
@@ -426,30 +382,3 @@ def _wait(run: Run[R]) -> LaunchResult[R]:
             run.cancel(grace=0)
             run.exception()
         raise
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
-
-
-def _is_this_machine(name: str) -> bool:
-    """Whether a host's name or address means the machine that we are on."""
-    if name in ("localhost", socket.gethostname(), socket.getfqdn()):
-        return True
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(name, None)}
-    except OSError:
-        return False
-    return any(ipaddress.ip_address(str(a).split("%")[0]).is_loopback or _is_own_address(str(a)) for a in found)
-
-
-def _is_own_address(address: str) -> bool:
-    """An address that can be bound is one of ours."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from .errors import (
     AgentFailedError,
@@ -20,10 +20,29 @@ from .model import Fate, FateKind, HostPlan
 from .protocol.envelope import unpack
 from .protocol.letter import load
 
-if TYPE_CHECKING:
-    from .cluster import Cluster
-
 R = TypeVar("R")
+
+
+class Keeper(Protocol):
+    """What a run needs of the cluster that it is in."""
+
+    def cancel(self, run: str, grace: float | None) -> None:
+        """Stop a run."""
+
+    def state_of(self, run: str) -> str:
+        """Where a run stands."""
+
+    def limit_of(self, run: str) -> float:
+        """A run's time limit in seconds."""
+
+    def last_output(self, run: str, rank: int) -> list[str]:
+        """A rank's last lines."""
+
+    def log_file(self, run: str, rank: int) -> str | None:
+        """The path of a rank's log file."""
+
+    def wait_closed(self) -> None:
+        """Wait until the agents are gone."""
 
 
 class LaunchResult(Sequence[R]):
@@ -80,7 +99,7 @@ class Run(Generic[R]):
         ended: how it ended, once it has; every rank's fate is in there.
     """
 
-    def __init__(self, cluster: Cluster, run: str, name: str, hosts: Sequence[HostPlan], *, alone: bool) -> None:
+    def __init__(self, cluster: Keeper, run: str, name: str, hosts: Sequence[HostPlan], *, alone: bool) -> None:
         self.id = run
         self.name = name
         self.ended: RunEnded | None = None

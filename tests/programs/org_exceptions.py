@@ -14,22 +14,25 @@ QUIET = {"workers_per_host": 2, "backend": None}
 class OutOfCredit(MemoryError):
     """The script's own."""
 
+    def __init__(self, cost: int) -> None:
+        super().__init__(cost)
+        self.cost = cost
+
 
 def train(batch_size: int) -> int:
     """One size is too much for any GPU, another for the budget."""
     if batch_size == 4096 and os.environ["RANK"] == "1":
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
     if batch_size == 2048:
-        raise OutOfCredit(f"{batch_size} costs too much")
+        raise OutOfCredit(99)
     return batch_size
 
 
 def fragile(resume_from_checkpoint: bool) -> str:
-    """The first two times, a rank dies as of a fault in native code."""
-    marks = Path("deaths")
-    if os.environ["RANK"] == "1" and (not marks.exists() or len(marks.read_text()) < 2):
-        with marks.open("a") as file:
-            file.write("x")
+    """The first time, a rank dies as of a fault in native code."""
+    mark = Path("died")
+    if os.environ["RANK"] == "1" and not mark.exists():
+        mark.touch()
         print("about to die", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
     return f"resumed: {resume_from_checkpoint}"
@@ -42,8 +45,8 @@ def sweep() -> None:
             print("fits:", torchrunx.Launcher(**QUIET).run(train, batch_size).rank(0))
         except torch.cuda.OutOfMemoryError as error:
             print(f"{batch_size} does not fit: {error}")
-        except MemoryError as error:
-            print(f"{batch_size} is not paid for: {type(error).__name__}")
+        except OutOfCredit as error:
+            print(f"{batch_size} is not paid for: {error.cost}")
 
 
 def retry() -> None:

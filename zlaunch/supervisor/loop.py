@@ -122,7 +122,7 @@ class SupervisorLoop:
         now = time.monotonic()
         self.emit(Notice(now, "error", text))
         self.ready(text)
-        for run in list(self.core.runs.values()):
+        for run in list(self.core.schedule.runs.values()):
             order = run.order
             fates = tuple(lost_fates((s for seats in order.seats.values() for s in seats), run.fates, text, now))
             cause = fates[0] if fates else None
@@ -189,7 +189,7 @@ class SupervisorLoop:
         self._handle(on.AgentSaid(host, message, pending))
 
     def _log_came(self, host: int, log: m.Log, data: Sequence[bytes | bytearray | memoryview]) -> None:
-        event = self.core.output(host, log, b"".join(data))
+        event = self.core.schedule.output(host, log, b"".join(data))
         if event is None:
             self._give_credit(self.names[host], log.size)
         else:

@@ -4,19 +4,15 @@ told before anything that may fail at the end does."""
 from __future__ import annotations
 
 import sys
-import threading
 from contextlib import suppress
-from datetime import timedelta
 
 from ..errors import SerializationError
 from ..model import Seat, Step
 from ..protocol import letter
 from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip
+from .group import close_group, open_group
 from .records import capture_records
 from .voice import Voice
-
-_DESTRUCTION = 5.0
-"""Seconds that the process group may take to be destroyed, once the answer has been given."""
 
 
 def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice) -> Ending:
@@ -30,8 +26,9 @@ def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice)
     except BaseException as error:
         return _raised(error, voice)
     frames.clear()
+    group = None
     try:
-        _open_group(step, seat)
+        group = open_group(step, seat)
         result = function(*args, **kwargs)
     except SystemExit as error:
         ending = exit_status(error)
@@ -48,7 +45,7 @@ def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice)
         return Exit(0)
     ending = _give(result, seat, voice)
     del function, args, kwargs, result
-    _close_group()
+    close_group(group)
     return ending
 
 
@@ -89,41 +86,6 @@ def _unreadable(error: SerializationError, voice: Voice) -> Exit:
     voice.say("unpicklable", text)
     _print(text)
     return Exit(1)
-
-
-def _open_group(step: Step, seat: Seat) -> None:
-    if step.backend == "nccl" or step.gpu_memory_fraction is not None:
-        _choose_gpu(step, seat)
-    if step.backend:
-        import torch.distributed as dist
-
-        hook = sys.excepthook
-        dist.init_process_group(step.backend, timeout=timedelta(seconds=step.timeout))
-        sys.excepthook = hook  # torch's own prefixes each line with the rank, which every line of ours has already
-
-
-def _choose_gpu(step: Step, seat: Seat) -> None:
-    import torch
-
-    device = 0 if step.gpus_per_worker > 1 else seat.local_rank
-    torch.cuda.set_device(device)
-    if step.gpu_memory_fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(step.gpu_memory_fraction, device)
-
-
-def _close_group() -> None:
-    """Destroy the process group, if the function has left it; where a peer is gone it may hang, so not for long."""
-    dist = sys.modules.get("torch.distributed")
-    if dist is None or not dist.is_initialized():
-        return
-
-    def destroy() -> None:
-        with suppress(Exception):
-            dist.destroy_process_group()
-
-    thread = threading.Thread(target=destroy, name="zlaunch-destroy", daemon=True)
-    thread.start()
-    thread.join(_DESTRUCTION)
 
 
 def _print(text: str) -> None:

@@ -3,7 +3,8 @@
 Each is one marked line, which nobody can forge who does not know the step's token, and which keeps its place among
 the lines that the rank prints. No handler is put on the root logger: the user's ``logging.basicConfig`` would do
 nothing where one is. Instead the method by which a logger finds its handlers is wrapped; what the user's own handlers
-print is so marked, and Python's last resort, which prints warnings where there is no handler, is replaced by us.
+print is so marked, and Python's last resort, which prints warnings where there is no handler, is replaced by us. So is
+the handler that ``logging.info`` and its sisters add by themselves where root has none: no user has asked for that one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -24,7 +26,12 @@ def capture_records(token: str, level: int) -> None:
     mark = b"\x1e" + token.encode()
     pipe = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     original = logging.Logger.callHandlers
+    configure = logging.basicConfig
     formatter = logging.Formatter()
+
+    def basic_config(**options: Any) -> None:
+        if sys._getframe(1).f_globals is not vars(logging):
+            configure(**options)
 
     def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
         if self.hasHandlers():
@@ -32,6 +39,7 @@ def capture_records(token: str, level: int) -> None:
         with suppress(Exception):
             _write(pipe, mark + _encode(record, _is_handled(self, record), formatter) + b"\n")
 
+    logging.basicConfig = basic_config
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
     logging.getLogger().setLevel(level)
 

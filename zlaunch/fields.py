@@ -1,0 +1,56 @@
+"""Level 5: everything that can be wrong with a launcher's fields, found before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .errors import LaunchError
+from .systems.machine import is_this_machine
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "backend": ("auto", "nccl", "gloo", "mpi", "ucc", None),
+    "rendezvous": ("tcp", "mpi"),
+    "start_method": ("fork", "spawn"),
+    "view": ("auto", "live", "plain", "json", "none"),
+}
+_NOT_YET = {"rendezvous": ("mpi", "tcp"), "view": ("live", "plain")}
+"""Values that the contract has and this version has not, and what to use instead."""
+
+
+def check_fields(launcher: object) -> None:
+    """Raises ValueError, or LaunchError for what this version cannot do; each names the field and what it takes."""
+    for name, allowed in _CHOICES.items():
+        value = getattr(launcher, name)
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
+        if name in _NOT_YET and value == _NOT_YET[name][0]:
+            raise LaunchError(f"{name}={value!r} is not there in this version of zlaunch; use {_NOT_YET[name][1]!r}")
+    for name in ("worker_timeout", "agent_timeout", "time_limit"):
+        value = getattr(launcher, name)
+        if not (value is None and name == "time_limit") and not value > 0:
+            raise ValueError(f"{name} is {value!r}; it is a number of seconds above 0")
+    for name, least in (("grace_period", 0), ("max_restarts", 0), ("gpus_per_worker", 1)):
+        if not getattr(launcher, name) >= least:
+            raise ValueError(f"{name} is {getattr(launcher, name)!r}; it is {least} at least")
+    fraction = getattr(launcher, "gpu_memory_fraction")  # noqa: B009 - as above: any object with the fields
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f"gpu_memory_fraction is {fraction!r}; it is above 0 and at most 1")
+
+
+def host_names(hostnames: Sequence[str] | str) -> list[str]:
+    """The hosts that ``Launcher.hostnames`` means. Raises as ``check_fields``."""
+    if isinstance(hostnames, str):
+        if hostnames in ("auto", "local"):
+            return ["localhost"]
+        if hostnames in ("slurm", "lsf", "flux"):
+            raise LaunchError(f"hostnames is {hostnames!r}: this version of zlaunch runs on this machine only")
+        words = "a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
+        raise ValueError(f"hostnames is {hostnames!r}; it is {words}")
+    names = list(hostnames)
+    if not names:
+        raise ValueError("hostnames is an empty list")
+    if len(names) > 1:
+        raise LaunchError(f"hostnames {names}: this version of zlaunch runs on one host, this machine")
+    if not is_this_machine(names[0]):
+        raise LaunchError(f"{names[0]}: not this machine, and this version of zlaunch runs on no other")
+    return names

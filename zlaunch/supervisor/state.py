@@ -1,0 +1,63 @@
+"""Level 4, pure: what the supervisor keeps in mind of a host and of a run. No decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .. import events as ev
+from ..model import Fate, HostFacts, HostPlan, Seat, Survivor
+from ..tables import AGENT_TABLE, RUN_TABLE, AgentState, Machine, RunState
+from . import happenings as on
+
+
+@dataclass
+class Host:
+    """A host and its agent."""
+
+    plan: HostPlan
+    facts: HostFacts | None = None
+    clock_offset: float = 0.0
+    """The agent's clock minus ours."""
+    run: str | None = None
+    logs_seen: int = 0
+    held: list[tuple[int, ev.Event]] = field(default_factory=list)
+    """Events that must not be told before the log messages up to a number have been."""
+    reason: str = ""
+    machine: Machine[AgentState] = field(default_factory=lambda: Machine(AGENT_TABLE, AgentState.LAUNCHED))
+
+
+@dataclass
+class Run:
+    """A step in progress."""
+
+    order: on.RunOrder
+    attempt: int = 0
+    outcome: ev.Outcome = "succeeded"
+    cause: Fate | None = None
+    fates: dict[int, Fate] = field(default_factory=dict)
+    failures: dict[int, Fate] = field(default_factory=dict)
+    started: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
+    open_hosts: dict[int, int | None] = field(default_factory=dict)
+    """Hosts that hold something of the run; with the number of log messages to wait for, once it has closed."""
+    survivors: list[Survivor] = field(default_factory=list)
+    decide_at: float | None = None
+    limit_at: float | None = None
+    ever_started: bool = False
+    machine: Machine[RunState] = field(default_factory=lambda: Machine(RUN_TABLE, RunState.QUEUED))
+
+    @property
+    def state(self) -> RunState:
+        """Where it stands."""
+        return self.machine.state
+
+    def again(self) -> None:
+        """Made ready for a restart: nothing of the failed attempt counts any more."""
+        self.attempt += 1
+        self.outcome, self.cause, self.decide_at, self.limit_at = "succeeded", None, None, None
+        for collection in (self.fates, self.failures, self.started, self.pending, self.open_hosts):
+            collection.clear()
+
+    def seat(self, host: int, rank: int) -> Seat | None:
+        """The rank's seat, if it is on this host: an agent can only speak for its own ranks."""
+        return next((seat for seat in self.order.seats.get(host, ()) if seat.rank == rank), None)
