@@ -34,7 +34,6 @@ class Roll:
         self._rest = b""
         self.pids: dict[str, list[int]] = {}
         self._pidfds: dict[int, int] = {}
-        self._gone: set[int] = set()
 
     def expect(self, **counts: int) -> dict[str, list[int]]:
         """Wait until so many of each role have said their pid; all pids by role."""
@@ -54,10 +53,10 @@ class Roll:
         if pid in known:
             return
         known.append(pid)
-        try:
+        if pid in self._pidfds:
+            return
+        with contextlib.suppress(ProcessLookupError):  # else it is gone already
             self._pidfds[pid] = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._gone.add(pid)
 
     def alive(self, within: float = 0.0, but: str = "") -> list[str]:
         """Who is still there after ``within`` seconds at most, as ``role pid``; not counting the role ``but``."""
@@ -81,12 +80,17 @@ class Roll:
         return time.monotonic()
 
     def close(self) -> None:
-        """End what has been left, whatever the test found."""
-        for fd in self._pidfds.values():
+        """End what has been left, whatever the test found; but agents and templates may be those of many tests."""
+        spared = {pid for role in ("agent", "template") for pid in self.pids.get(role, ())}
+        for pid, fd in self._pidfds.items():
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                if pid not in spared:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
             os.close(fd)
-        os.close(self._pipe)
+        self._pidfds.clear()
+        if self._pipe >= 0:
+            os.close(self._pipe)
+        self._pipe = -1
 
 
 def sign(roll: str, role: str, pid: int | None = None) -> None:
@@ -146,13 +150,12 @@ def leave_program(roll: str) -> None:
 
 
 def leave_pool(roll: str) -> None:
-    """Leave children of multiprocessing; not daemonic ones, which it would end or wait for by itself."""
+    """Leave children of multiprocessing. A Python that returns ends them itself; one that is killed cannot."""
     for _ in range(2):
         multiprocessing.get_context("fork").Process(target=_in_pool, args=(roll,), daemon=True).start()
 
 
 def _in_pool(roll: str) -> None:
-    be_deaf()
     sign(roll, "pool")
     sleep_for_ever()
 

@@ -95,7 +95,7 @@ def test_custom_handlers() -> None:
         "zlaunch.localhost.0 INFO printed by 0",
     ]
     assert "zlaunch.localhost.1" not in second
-    assert "file: ['complained by 1']" in second.splitlines()
+    assert "file: ['ERROR: complained by 1']" in second.splitlines()
 
     assert third == ""
     assert "rank" not in done.stderr

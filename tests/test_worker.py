@@ -15,6 +15,7 @@ from worker_rig import Rig
 
 from zlaunch.protocol import letter
 from zlaunch.protocol.local import Ready
+from zlaunch.systems.processes import descendants
 from zlaunch.worker import linux
 
 
@@ -30,11 +31,11 @@ def rig():
 def _nothing_left(rig):
     """In the place of conftest's: the template stays for the module, and nothing may be left below it."""
     yield
-    left = linux.descendants(rig.process.pid)
+    left = descendants(rig.process.pid)
     deadline = time.monotonic() + 5
     while left and time.monotonic() < deadline:
         os.sched_yield()
-        left = linux.descendants(rig.process.pid)
+        left = descendants(rig.process.pid)
     assert not left
 
 

@@ -129,7 +129,7 @@ class Cluster:
             seats=seats,
             template=template,
             log_token=step.log_token,
-            answers=step.kind != "command",
+            answers=step.kind == "function",
             grace=grace,
             time_limit=time_limit,
             max_restarts=step.max_restarts,

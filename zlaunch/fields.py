@@ -47,6 +47,8 @@ def host_names(hostnames: Sequence[str] | str) -> list[str]:
         words = "a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
         raise ValueError(f"hostnames is {hostnames!r}; it is {words}")
     names = list(hostnames)
+    if len(names) == 1 and names[0] in ("auto", "local", "slurm", "lsf", "flux"):
+        return host_names(names[0])  # as a command line's parser gives it
     if not names:
         raise ValueError("hostnames is an empty list")
     if len(names) > 1:

@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from .backends.local import agent_command
 from .cluster import Cluster, new_run_id
+from .errors import LaunchError
 from .fields import check_fields, host_names
 from .model import HostPlan, StartMethod, Step, TaskKind, TemplateSpec
 from .plan import LaunchPlan, count_workers, place_ranks, template_for
@@ -22,6 +23,7 @@ from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
 from .result import LaunchResult, Run
 from .systems.detect import facts as detect_facts
+from .systems.targets import TargetError, check_import, check_module, check_program, check_script, search_path
 from .torchenv.envfile import parse_env_file
 from .view.settings import HandlerFactory, ViewName, ViewSettings, log_level
 
@@ -59,7 +61,9 @@ class Launcher:
         ssh_config_file: for hosts that are reached by ssh; default: what ``ssh`` itself reads.
         worker_timeout: seconds that a collective of the process group may take.
         agent_timeout: seconds that agents may take to start.
-        copy_env_vars, extra_env_vars, env_file: the ranks' environment; the later of these wins.
+        copy_env_vars: shell patterns of variables that ranks on other hosts get; those here inherit them all.
+        extra_env_vars: more of them, which win over those.
+        env_file: a ``.env`` file of still more, which win over all.
         gpus_per_worker: where more than 1, each rank sees only its own GPUs.
         gpu_memory_fraction: of its GPU's memory that a rank may allocate, above 0 and up to 1.
         unswap_rocr_hip: leave ``ROCR_VISIBLE_DEVICES`` where it is.
@@ -72,16 +76,16 @@ class Launcher:
         view: how the console shows it: ``"auto"``, ``"plain"``, ``"json"`` or ``"none"``.
     """
 
-    hostnames: list[str] | Where = "auto"
-    workers_per_host: int | list[int] | Workers = "auto"
+    hostnames: Where | list[str] = "auto"
+    workers_per_host: Workers | int | list[int] = "auto"
     backend: Backend | None = "auto"
     rendezvous: Literal["tcp", "mpi"] = "tcp"
-    ssh_config_file: str | os.PathLike[str] | None = None
+    ssh_config_file: str | Path | None = None
     worker_timeout: float = 600
     agent_timeout: float = 60
     copy_env_vars: tuple[str, ...] = DEFAULT_ENV_VARS_FOR_COPY
     extra_env_vars: dict[str, str] | None = None
-    env_file: str | os.PathLike[str] | None = None
+    env_file: str | Path | None = None
     gpus_per_worker: int = 1
     gpu_memory_fraction: float | None = None
     unswap_rocr_hip: bool = False
@@ -90,7 +94,7 @@ class Launcher:
     grace_period: float = 30
     time_limit: float | None = None
     max_restarts: int = 0
-    log_dir: str | os.PathLike[str] | None = "zlaunch_logs"
+    log_dir: str | Path | None = "zlaunch_logs"
     view: ViewName = "auto"
 
     view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
@@ -117,6 +121,8 @@ class Launcher:
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """As ``run``, without waiting. Raises SerializationError, LaunchError or ValueError before anything starts."""
+        if not callable(func):
+            raise TypeError(f"run takes a function and its arguments, not {func!r}")
         name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
         return self._submit("function", (), dump_task(func, args, kwargs), name)
 
@@ -125,7 +131,7 @@ class Launcher:
 
         Raises:
             WorkerFailedError: a rank's exit status was not 0.
-            FileNotFoundError: there is no such script.
+            FileNotFoundError: there is no such script, or none that can be run; nothing has been started.
         """
         return _wait(self.submit_script(path, *argv))
 
@@ -139,18 +145,19 @@ class Launcher:
 
     def submit_script(self, path: str | os.PathLike[str], *argv: str, name: str | None = None) -> Run[None]:
         """``run_script`` without waiting; ``name`` is what the run is called, by default the script."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no script {os.fspath(path)!r} in {os.getcwd()}")
+        check_script(os.fspath(path))
         return self._submit("script", (os.fspath(path), *argv), (), name or Path(path).name)
 
     def submit_module(self, module: str, *argv: str, name: str | None = None) -> Run[None]:
         """``run_module`` without waiting; ``name`` as for a script."""
+        check_module(module, search_path(os.getcwd(), self._environment()))
         return self._submit("module", (module, *argv), (), name or module)
 
     def submit_command(self, *argv: str, name: str | None = None) -> Run[None]:
         """``run_command`` without waiting; ``name`` as for a script."""
         if not argv:
             raise ValueError("run_command takes a program and its arguments")
+        check_program(argv[0], self._environment())
         return self._submit("command", argv, (), name or Path(argv[0]).name)
 
     # --- agents that stay -------------------------------------------------------------------------------------------
@@ -282,6 +289,11 @@ class Launcher:
 
     def _new_cluster(self, hosts: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
         check_fields(self)
+        for module in preload:
+            try:
+                check_import(module, [path or os.getcwd() for path in sys.path], f"preload {module!r}")
+            except TargetError as error:
+                raise LaunchError(str(error)) from None
         facts = {plan.index: detect_facts() for plan in hosts}
         cluster = Cluster(hosts, facts, self._settings())
         cluster.start(self._template(self._step("function", ()), preload), self.agent_timeout)

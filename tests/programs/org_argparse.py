@@ -3,13 +3,13 @@
 import os
 from argparse import ArgumentParser
 
-import torch.distributed as dist
-
 from zlaunch.integrations.argparse import add_torchrunx_argument_group, launcher_from_args
 
 
 def work(lr: float) -> tuple[str, str, float, str | None]:
     """What the command line asked for."""
+    import torch.distributed as dist
+
     backend = dist.get_backend() if dist.is_initialized() else "none"
     return os.environ["RANK"], backend, lr, os.environ.get("A")
 

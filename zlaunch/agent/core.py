@@ -256,6 +256,8 @@ class AgentCore:
         code = None if number is not None else os.waitstatus_to_exitcode(event.status)
         if answer and answer.kind != "value":
             kind = FateKind.RAISED if answer.kind == "exception" else FateKind.UNPICKLABLE
+            if rank.signalled and not rank.answered_late:
+                code, number = 1, None  # it had failed by itself; that we ended it afterwards says nothing of it
             return self._fate(
                 rank,
                 kind,

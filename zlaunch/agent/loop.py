@@ -25,11 +25,12 @@ from ..protocol import local
 from ..protocol import messages as m
 from ..protocol.bootstrap import Bootstrap
 from ..systems.detect import facts
+from ..systems.processes import become_subreaper, descendants, kill_all
 from . import effects as do
 from . import happenings as on
 from .core import AgentCore
 from .payloads import Payloads
-from .processes import OomWatch, RankProcess, TemplateProcess, become_subreaper, kill_all
+from .processes import OomWatch, RankProcess, TemplateProcess
 from .pump import Pump
 
 Key = tuple[str, int]
@@ -66,6 +67,7 @@ class AgentLoop:
         try:
             self.spoke.connect(self.connect_timeout)
             self.spoke.send(m.Hello(facts(), time.monotonic()))
+            descendants(os.getpid())  # the first look takes longest, and nobody waits for this one
             while self.status is None:
                 self._wait()
             return self.status

@@ -1,36 +1,19 @@
-"""Level 4: the processes below an agent: the template, its ranks, and whatever those left behind.
-
-Agent and template are both subreapers: an orphan is adopted by the template, and by the agent where the template is
-dead. So "all descendants" is exact, and killing is: list, SIGKILL, reap, until the list is empty.
-"""
+"""Level 4: what an agent holds of the processes below it, and whether the kernel ended one for want of memory."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..link.local import Wire, agent_end, pair
-from ..model import Survivor, TemplateSpec
+from ..model import TemplateSpec
 from ..protocol.local import Answer, FromTemplate
 
-PR_SET_CHILD_SUBREAPER = 36
-SWEEP_PATIENCE = 5.0
-"""Seconds that a process may take to die of SIGKILL before it is called a survivor (one in disk wait may need more)."""
-
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
-
-
-def become_subreaper() -> None:
-    """Adopt every orphan among our descendants (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def python_command(entry: str, *arguments: str) -> list[str]:
@@ -154,60 +137,3 @@ def _oom_kills(path: str) -> int | None:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return None
-
-
-def descendants(root: int) -> dict[int, str]:
-    """All processes below ``root`` that are not zombies: pid and command, read from /proc (proc(5))."""
-    children: dict[int, list[tuple[int, str]]] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        with suppress(OSError, ValueError, IndexError), open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
-            text = file.read(1024)
-            name_end = text.rindex(b")")
-            state, parent = text[name_end + 2 :].split(maxsplit=2)[:2]
-            if state not in b"ZX":
-                name = text[text.index(b"(") + 1 : name_end].decode(errors="replace")
-                children.setdefault(int(parent), []).append((int(entry), name))
-    found: dict[int, str] = {}
-    todo = [root]
-    while todo:
-        for pid, name in children.get(todo.pop(), ()):
-            if pid not in found:
-                found[pid] = name
-                todo.append(pid)
-    return found
-
-
-def kill_all(root: int, spare: Collection[int], patience: float = SWEEP_PATIENCE) -> tuple[Survivor, ...]:
-    """SIGKILL everything below ``root`` but ``spare``, wait for it, and return what would not die."""
-    pause = 0.001
-    give_up = time.monotonic() + patience
-    while True:
-        alive = {pid: name for pid, name in descendants(root).items() if pid not in spare}
-        for pid in alive:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        reap(spare)
-        if not alive:
-            return ()
-        if time.monotonic() > give_up:
-            return tuple(Survivor("", pid, name) for pid, name in sorted(alive.items()))
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
-
-
-def reap(spare: Collection[int]) -> dict[int, int]:
-    """Wait for adopted children that are dead, but not for ``spare``; pids and statuses."""
-    reaped: dict[int, int] = {}
-    while True:
-        try:
-            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return reaped
-        if info is None or info.si_pid in spare:
-            return reaped
-        with suppress(ChildProcessError):
-            pid, status = os.waitpid(info.si_pid, os.WNOHANG)
-            if pid:
-                reaped[pid] = status

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..systems.nearest import nearest
 from . import options
 from .options import Option, Takes
 
@@ -154,12 +155,3 @@ def _no_such_choice(option: Option, name: str, text: str) -> UsageError:
     if text in option.later:
         return UsageError(f"{name} {text}: not built yet in zlaunch 0.1", there_are)
     return UsageError(f"{name}: {text!r} is not a choice", nearest(text, option.choices) or there_are)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """``did you mean --view?``, or nothing where no known word is near."""
-    import difflib  # 4 ms that only a mistake should cost
-
-    begun = [name for name in known if len(word) > 3 and name.startswith(word)]
-    close = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else ""

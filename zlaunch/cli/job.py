@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from . import targets
+from ..systems import targets
 from .grammar import Given, UsageError, Words
 
 Workers = int | Literal["gpu", "cpu", "auto"]
@@ -60,6 +60,13 @@ def job(words: Words, environ: Mapping[str, str]) -> Job:
     Raises:
         UsageError: it cannot be meant, or names a script, module, program or file that is not there.
     """
+    try:
+        return _job(words, environ)
+    except targets.TargetError as error:
+        raise UsageError(error.message, error.hint) from None
+
+
+def _job(words: Words, environ: Mapping[str, str]) -> Job:
     given = _Values(words.given)
     given.only_this_host()
     env = given.env(environ)

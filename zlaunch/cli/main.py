@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
+from ..systems.nearest import nearest
 from . import grammar, help  # noqa: A004 - it is what it says
 
 USAGE = 2
@@ -63,7 +64,7 @@ def _command(words: list[str]) -> int:
     elif first.startswith("-"):
         raise grammar.UsageError(f"there is no option {first} here", "options of a run come after run")
     else:
-        hint = grammar.nearest(first, list(_COMMANDS))
+        hint = nearest(first, list(_COMMANDS))
         if first.endswith(".py") or os.sep in first:
             hint = f"did you mean zlaunch run {first}?"
         raise grammar.UsageError(f"there is no command {first}", hint or f"there are {', '.join(_COMMANDS)}")

@@ -85,7 +85,7 @@ class Start(Struct, frozen=True, tag="start"):
     seats: tuple[Seat, ...]
     letter: Payload
     answers: bool = True
-    """False for a program that knows nothing of zlaunch: its exit status is all that it has to give."""
+    """Whether status 0 without an answer is a failure. Not for scripts and programs: they end as they like."""
 
 
 class Stop(Struct, frozen=True, tag="stop"):

@@ -52,10 +52,11 @@ def report(ended: RunEnded, log_file: str | None) -> list[str]:
         return lines
     cause = ended.cause
     others = [fate for fate in ended.fates if not fate.ok and (cause is None or fate.rank != cause.rank)]
-    failed = [fate for fate in others if not fate.stopped]
+    failed = [fate for fate in others if not fate.stopped and not fate.symptom]
     lines += [f"{who(fate)} {fate.describe()}" for fate in failed[:5]]
     if more := len(others) - len(failed[:5]):
-        lines.append(f"{more} {'other rank' if more == 1 else 'other ranks'} ended or stopped with the run")
+        other = "" if cause is None and not failed else "other "
+        lines.append(f"{more} {other}{'rank' if more == 1 else 'ranks'} ended or stopped with the run")
     if ended.outcome == "cancelled":
         lines.append("cancelled")
     elif ended.outcome == "timed out":

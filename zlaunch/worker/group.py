@@ -4,7 +4,7 @@ A rank that has nothing to do may come back from its function while others are s
 fails them with "connection closed by peer", and rank 0 takes the store away with it. So the ranks meet twice at
 the store: once all are connected, before any function is called (as its first collective would do anyway), and
 once all have given their answers, before any goes. The second meeting holds up nobody but those who are early,
-and those not for long: others may have hours to go.
+and those not for long, but for the rank that has the store in its process: it goes last, may others have hours to go.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ _LEAVING = timedelta(seconds=5)
 """How long a rank whose answer has been given may wait for the others, and then for its group to be destroyed."""
 
 
+_FOR_EVER = timedelta(days=365)
+
+
 class Group(Struct, frozen=True):
     """A process group that was made for a function, with the store in which its ranks meet."""
 
     store: Store
+    rank: int
     world_size: int
 
     def meet(self, place: str, timeout: timedelta) -> None:
@@ -56,7 +60,7 @@ def open_group(step: Step, seat: Seat) -> Group | None:
             return None
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
         store.set_timeout(timeout)
-        group = Group(store, world_size)
+        group = Group(store, rank, world_size)
         # With the prefix that init_process_group uses where it makes the store itself.
         inner = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
         dist.init_process_group(step.backend, store=inner, rank=rank, world_size=world_size, timeout=timeout)
@@ -69,11 +73,13 @@ def open_group(step: Step, seat: Seat) -> Group | None:
 def close_group(group: Group | None) -> None:
     """Wait for the others, and destroy the group if the function has left it; where a peer is gone, not for long."""
     dist = sys.modules.get("torch.distributed")
+    keeps_store = group is not None and group.rank == 0
+    patience = _FOR_EVER if keeps_store else _LEAVING
 
     def leave() -> None:
         if group is not None:
             with suppress(Exception):
-                group.meet("answered", _LEAVING)
+                group.meet("answered", patience)
         with suppress(Exception):
             if dist is not None and dist.is_initialized():
                 dist.destroy_process_group()
@@ -82,7 +88,7 @@ def close_group(group: Group | None) -> None:
         return
     thread = threading.Thread(target=leave, name="zlaunch-leave", daemon=True)
     thread.start()
-    thread.join(2 * _LEAVING.total_seconds())
+    thread.join((patience + _LEAVING).total_seconds())
 
 
 def _choose_gpu(step: Step, seat: Seat) -> None:

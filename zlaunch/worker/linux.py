@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +19,6 @@ _MORE_OUT_OF_MEMORY_SCORE = 100
 """Of 1,000: where memory runs out, the kernel should rather take a rank than the agent or somebody's shell."""
 _MADV_COLLAPSE = 25
 _HUGE = 2 * 1024 * 1024
-_PATIENCE = 10.0
-"""Seconds that processes may take to die of SIGKILL (in the kernel, on a dead file system) before we leave them."""
-
-
-def become_subreaper() -> None:
-    """Orphans below this process become its children."""
-    LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:
@@ -119,39 +111,3 @@ def line_buffer_c_stdout() -> None:
 def flush_c_streams() -> None:
     """Write out what C's streams hold."""
     LIBC.fflush(None)
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below ``pid``."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError, ValueError):
-                stat = Path(f"/proc/{name}/stat").read_text()
-                # The name of the program, in parentheses, may itself hold spaces and parentheses.
-                children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(name))
-    found: list[int] = []
-    queue = [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def kill_descendants() -> None:
-    """SIGKILL all that is below this process, a subreaper, until nothing is.
-
-    What is forked meanwhile is found in the next round, since its parent's death makes it our child.
-    """
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        for pid in descendants(os.getpid()):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.002)

@@ -133,8 +133,7 @@ def _execute(step: Step, env: dict[str, str]) -> NoReturn:
         os.chdir(step.cwd)
         os.execvpe(step.argv[0], step.argv, env)
     except OSError as error:
-        name = error.filename or step.argv[0]
-        os.write(2, f"zlaunch: {name}: {error.strerror}\n".encode(errors="surrogateescape"))
+        os.write(2, f"zlaunch: {step.argv[0]}: {error.strerror}\n".encode(errors="surrogateescape"))
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)
 
 

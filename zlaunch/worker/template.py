@@ -26,6 +26,7 @@ from msgspec import DecodeError
 from ..link.local import Wire, template_end
 from ..model import StartMethod
 from ..protocol.local import Broken, Exited, Fork, Forked, Prepare, Ready, ToTemplate
+from ..systems.processes import become_subreaper, kill_all
 from . import linux
 from .rank import Place, become_rank
 from .warm import Warmth, warm_up
@@ -44,7 +45,7 @@ def main() -> NoReturn:
     os.set_inheritable(wire.fileno(), False)
     for number in _ASKING:
         signal.signal(number, signal.SIG_IGN)
-    linux.become_subreaper()
+    become_subreaper()
     linux.die_with_parent(agent)
     if heard := wire.receive():
         match heard[0]:
@@ -76,7 +77,7 @@ class _Template:
         poll.register(deaths, select.POLLIN)
         with suppress(BrokenPipeError, ConnectionResetError, DecodeError):  # the agent is gone, or mad: all one
             self._serve(poll, deaths)
-        linux.kill_descendants()
+        kill_all(os.getpid())
 
     def _prepare(self, prepare: Prepare) -> bool:
         began = time.monotonic()

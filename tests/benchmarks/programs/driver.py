@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,12 @@ def torchrunx_handlers(ranks: int, folder: str) -> list[Any]:
     ]
 
 
-REQUESTS = {"steps": steps, "death": death, "tensors": tensors, "lines": lines}
+REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "steps": steps,
+    "death": death,
+    "tensors": tensors,
+    "lines": lines,
+}
 
 
 def main() -> None:

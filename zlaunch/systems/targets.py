@@ -1,4 +1,4 @@
-"""Level 6: is COMMAND there? Looks at files only: no code of the user's runs before the ranks do."""
+"""Level 2: is what ranks are to run there? Looks at files only: no code of the user's runs before the ranks do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from .grammar import UsageError, nearest
+from .nearest import nearest
+
+
+class TargetError(FileNotFoundError):
+    """A script, module or program is not there, or cannot be run.
+
+    Attributes:
+        hint: what may help, often the nearest name; may be empty.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message, self.hint = message, hint
+        super().__init__(f"{message}; {hint}" if hint else message)
 
 
 def home(command: Sequence[str], is_module: bool) -> str | None:
@@ -23,26 +35,26 @@ def home(command: Sequence[str], is_module: bool) -> str | None:
 
 
 def check_script(path: str) -> None:
-    """Raises ``UsageError`` unless ``path`` is a file that can be read."""
+    """Raises ``TargetError`` unless ``path`` is a file that can be read."""
     script = Path(path)
     if script.is_dir():
-        raise UsageError(f"{path} is a folder", "name the .py file in it, or use -m for a package")
+        raise TargetError(f"{path} is a folder", "name the .py file in it, or use -m for a package")
     if not script.exists():
-        raise UsageError(f"there is no script {path}", _nearest_file(script))
+        raise TargetError(f"there is no script {path}", _nearest_file(script))
     if not os.access(script, os.R_OK):
-        raise UsageError(f"{path} may not be read")
+        raise TargetError(f"{path} may not be read")
 
 
 def check_module(name: str, search: Sequence[str]) -> None:
-    """Raises ``UsageError`` unless ``python -m name`` would find something to run in ``search`` or installed."""
+    """Raises ``TargetError`` unless ``python -m name`` would find something to run in ``search`` or installed."""
     if name.endswith(".py") and Path(name).exists():
-        raise UsageError(f"-m {name}: this is a file, not a module", "leave out -m")
+        raise TargetError(f"-m {name}: this is a file, not a module", "leave out -m")
     spec = check_import(name, search, said=f"-m {name}")
     folders = spec.submodule_search_locations if spec else None
     if spec is None or folders is None or _finds_its_own_way(spec):
         return
     if not PathFinder.find_spec(f"{name}.__main__", list(folders)):
-        raise UsageError(f"-m {name}: the package has no __main__.py", "name the module in it")
+        raise TargetError(f"-m {name}: the package has no __main__.py", "name the module in it")
 
 
 def search_path(home: str | None, env: Mapping[str, str]) -> list[str]:
@@ -51,13 +63,13 @@ def search_path(home: str | None, env: Mapping[str, str]) -> list[str]:
 
 
 def check_import(name: str, search: Sequence[str], said: str) -> ModuleSpec | None:
-    """Raises ``UsageError`` unless there is such a module; ``None`` where only its import could tell."""
+    """Raises ``TargetError`` unless there is such a module; ``None`` where only its import could tell."""
     first, *rest = name.split(".")
     if not all(part.isidentifier() for part in (first, *rest)):
-        raise UsageError(f"{said}: this is not a module's name")
+        raise TargetError(f"{said}: this is not a module's name")
     spec = PathFinder.find_spec(first, list(search)) or _installed(first)
     if spec is None:
-        raise UsageError(f"{said}: there is no module {first}", _nearest_module(first, [*search, *sys.path]))
+        raise TargetError(f"{said}: there is no module {first}", _nearest_module(first, [*search, *sys.path]))
     done = first
     for part in rest:
         if _finds_its_own_way(spec):
@@ -65,26 +77,26 @@ def check_import(name: str, search: Sequence[str], said: str) -> ModuleSpec | No
         folders = list(spec.submodule_search_locations or ())
         below = PathFinder.find_spec(f"{done}.{part}", folders)
         if below is None:
-            raise UsageError(f"{said}: there is no module {part} in {done}", _nearest_module(part, folders))
+            raise TargetError(f"{said}: there is no module {part} in {done}", _nearest_module(part, folders))
         spec, done = below, f"{done}.{part}"
     return spec
 
 
 def check_program(name: str, env: Mapping[str, str]) -> None:
-    """Raises ``UsageError`` unless ``name`` can be started, by its path or through PATH."""
+    """Raises ``TargetError`` unless ``name`` can be started, by its path or through PATH."""
     path = Path(name)
     if shutil.which(name, path=env.get("PATH", os.defpath)):
         return
     if path.is_dir():
-        raise UsageError(f"{name} is a folder", "name the program in it, or use -m for a package")
+        raise TargetError(f"{name} is a folder", "name the program in it, or use -m for a package")
     if os.sep in name:
         if path.exists():
-            raise UsageError(f"{name} is not executable", f"chmod +x {name}, or name its interpreter")
-        raise UsageError(f"there is no program {name}", _nearest_file(path))
+            raise TargetError(f"{name} is not executable", f"chmod +x {name}, or name its interpreter")
+        raise TargetError(f"there is no program {name}", _nearest_file(path))
     if path.exists():
-        raise UsageError(f"there is no program {name} on PATH", f"the file here is ./{name}")
+        raise TargetError(f"there is no program {name} on PATH", f"the file here is ./{name}")
     hint = _nearest_file(path) or _nearest_program(name, env)
-    raise UsageError(f"there is no program {name} on PATH", hint)
+    raise TargetError(f"there is no program {name} on PATH", hint)
 
 
 def _installed(name: str) -> ModuleSpec | None:
