@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ def _nothing_left() -> Iterator[None]:
     yield
     mine = psutil.Process().children(recursive=True)
     strays = [p for p in mine if p.pid not in _kept_pids() and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    gone, alive = psutil.wait_procs(strays, timeout=5)
+    _gone, alive = psutil.wait_procs(strays, timeout=5)
     names = [f"{p.pid} {' '.join(p.cmdline())[-120:]}" for p in alive]
     for process in alive:
         process.kill()
@@ -42,10 +43,8 @@ def _kept_pids() -> set[int]:
         if cluster:
             for agent in cluster.loop.agents.values():
                 pids.add(agent.process.pid)
-                try:
+                with suppress(psutil.NoSuchProcess):
                     pids |= {c.pid for c in psutil.Process(agent.process.pid).children(recursive=True)}
-                except psutil.NoSuchProcess:
-                    pass
     return pids
 
 

@@ -15,7 +15,7 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-TIMEOUT = 20.0
+TIMEOUT = 40.0
 QUICK = "workers_per_host=2, backend=None, preload=(), grace_period=3"
 
 
@@ -211,3 +211,22 @@ def test_a_submitted_step_goes_on_while_cells_run(notebook: Notebook) -> None:
     cell = notebook.run("list(await asyncio.to_thread(run.result))").must_pass()
     assert cell.value == "[1, 2]"
     assert notebook.run("cluster.stop(); run.status()").must_pass().value == "'succeeded'"
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["restart", "kill"])
+def test_a_kernel_that_goes_takes_agents_and_ranks_with_it(notebook: Notebook, now: bool) -> None:
+    """Agents that nobody has stopped, and a step that is running: the front end's "restart" leaves neither."""
+    pids = notebook.run(
+        f"""
+        import psutil, time, zlaunch
+        cluster = zlaunch.Launcher({QUICK}).start()
+        cluster.run(int)
+        run = cluster.submit(time.sleep, 600)
+        [p.pid for p in psutil.Process().children(recursive=True)]
+        """
+    ).must_pass()
+    ours = [psutil.Process(int(pid)) for pid in pids.value.strip("[]").split(", ")]
+    assert len(ours) >= 2, "an agent and its template at least"
+    notebook.manager.shutdown_kernel(now=now)
+    _gone, alive = psutil.wait_procs(ours, timeout=5)
+    assert not alive

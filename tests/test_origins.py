@@ -1,4 +1,4 @@
-"""Where functions come from: a program, ``-c``, ``-m``, stdin, the prompt, ``exec``, a sibling, a package in the cwd."""
+"""Where functions come from: a program, ``-c``, ``-m``, stdin, the prompt, ``exec``, a sibling, a package here."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def test_a_module_with_relative_imports(app: Path, tmp_path: Path) -> None:
     (app / "__init__.py").write_text("")
     late = "\ndef late():\n    from .neighbour import shout\n    return shout('late')\n\n"
     text = SOURCE.replace("from neighbour", "from .neighbour").replace("\nOFFSET = 10\n", late + "\nOFFSET = 10\n")
-    (app / "program.py").write_text(text.replace('    print("lambda"', '    print(cluster.run(late)[1])\n    print("lambda"'))
+    (app / "program.py").write_text(
+        text.replace('    print("lambda"', '    print(cluster.run(late)[1])\n    print("lambda"')
+    )
     said = python("-m", "app.program", cwd=tmp_path).stdout.splitlines()
     assert said == [*SAID[:2], "LATE1", *SAID[2:]]
 
@@ -139,10 +141,10 @@ def test_the_prompt(app: Path) -> None:
 
 def test_exec(app: Path) -> None:
     """Code that a program has made: without a module, and in a module that no file has."""
-    code = f"""
+    code = """
     import sys, types
     source = open("program.py").read()
-    exec(source, {{}})
+    exec(source, {})
     module = types.ModuleType("generated")
     exec(source, module.__dict__)
     """
@@ -188,7 +190,7 @@ def test_a_module_that_ranks_cannot_import_is_named(app: Path, tmp_path: Path) -
 
 
 def test_a_model_of_the_program_comes_back_as_its_own_class(tmp_path: Path) -> None:
-    """An ``nn.Module`` that the program defines, trained on ranks: tied weights stay tied, methods are the program's."""
+    """An ``nn.Module`` that the program defines, trained on ranks: tied weights stay tied, its methods work."""
     code = """
     import torch, zlaunch
     from torch import nn

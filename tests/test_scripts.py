@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def alike(*words: str) -> Ran:
 # --- as under ``python script.py`` ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["facts.py", "sub/facts.py", "./sub/../facts.py", "absolute", "link"])
+@pytest.mark.parametrize("where", ["./sub/../facts.py", "absolute", "link"])
 def test_a_script_finds_itself(tmp_path: Path, where: str) -> None:
     (tmp_path / "sub").mkdir()
     for folder in (tmp_path, tmp_path / "sub"):
@@ -62,9 +63,20 @@ def test_a_module_finds_itself(tmp_path: Path) -> None:
     _same_facts("-m", "pack.facts", "-x", "y")
 
 
-def _same_facts(*words: str) -> None:
+def test_a_script_finds_itself_in_a_new_interpreter(tmp_path: Path) -> None:
+    shutil.copy(PROGRAMS / "out_facts.py", tmp_path / "facts.py")
+    _same_facts("facts.py", "-x", options=("--start-method", "spawn"))
+
+
+def test_a_script_under_a_safe_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copy(PROGRAMS / "out_facts.py", tmp_path / "facts.py")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    _same_facts("facts.py")
+
+
+def _same_facts(*words: str, options: tuple[str, ...] = ()) -> None:
     plain = json.loads(python(*words).out)
-    ran = zrun(*QUICK, "-n", "1", *words)
+    ran = zrun(*QUICK, *options, "-n", "1", *words)
     assert ran.status == 0, ran.err
     found = json.loads(lines_of(ran.out, 0)[0])
     assert {key: value for key, value in found.items() if plain[key] != value} == {}
@@ -135,6 +147,31 @@ print(subprocess.run("exit 9", shell=True).returncode)
 # --- exit statuses --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[zlaunch.Launcher, Path]]:
+    """An agent that stays for the many short scripts below, and the folder of its files."""
+    logs = tmp_path_factory.mktemp("warm")
+    launcher = zlaunch.Launcher(workers_per_host=1, backend=None, preload=(), log_dir=str(logs), view="none")
+    with kept(launcher):
+        yield launcher, logs
+
+
+def alike_when_warm(warm: tuple[zlaunch.Launcher, Path], prog: str) -> int:
+    """As ``alike``, by an agent that is there already: the lines of both streams, and the status."""
+    launcher, logs = warm
+    plain, before = python(prog), set(logs.iterdir())
+    run = launcher.submit_script(prog)
+    run.exception()
+    (folder,) = set(logs.iterdir()) - before or {None}
+    text = (folder / "localhost[0].log").read_text() if folder else ""
+    if plain.out and plain.err:
+        assert sorted(text.splitlines()) == sorted((plain.out + plain.err).splitlines())
+    else:
+        assert text == plain.out + plain.err
+    assert run.exit_status() == (plain.status if plain.status >= 0 else 128 - plain.status)
+    return run.exit_status()
+
+
 @pytest.mark.parametrize(
     ("end", "status"),
     [
@@ -159,9 +196,16 @@ print(subprocess.run("exit 9", shell=True).returncode)
         ("atexit.register(os._exit, 8)", 8),
     ],
 )
-def test_an_end_is_the_same_with_and_without(end: str, status: int) -> None:
-    prog = program(Path(), f"import atexit, os, signal, sys\nprint('here', flush=True)\n{end}\n")
-    assert alike(prog).status == status
+def test_an_end_is_the_same_with_and_without(
+    end: str, status: int, warm: tuple[zlaunch.Launcher, Path], tmp_path: Path
+) -> None:
+    program(tmp_path, f"import atexit, os, signal, sys\nprint('here', flush=True)\n{end}\n")
+    assert alike_when_warm(warm, "prog.py") == status
+
+
+def test_an_end_on_the_command_line() -> None:
+    assert alike(program(Path(), "import sys\nprint('here')\nsys.exit('the last word')\n")).status == 1
+    assert alike(program(Path(), "raise KeyboardInterrupt\n")).status == 130
 
 
 @pytest.mark.parametrize("code", [b"os.abort()", b"import ctypes; ctypes.string_at(0)"])
@@ -204,8 +248,11 @@ time.sleep(600)
         "print('caf\\u00e9 \\U0001f600')\nraise ValueError('caf\\u00e9')\n",
     ],
 )
-def test_a_traceback_looks_like_pythons_own(text: str) -> None:
-    assert alike(program(Path(), text)).status == 1
+def test_a_traceback_looks_like_pythons_own(
+    text: str, warm: tuple[zlaunch.Launcher, Path], tmp_path: Path
+) -> None:
+    program(tmp_path, text)
+    assert alike_when_warm(warm, "prog.py") == 1
 
 
 def test_a_traceback_of_a_module() -> None:
@@ -328,10 +375,8 @@ def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
     "words",
     [
         ["--nnodes", "1", "--nproc-per-node", "4"],
-        ["--nnodes=1", "--nproc_per_node=4"],
         ["--standalone", "--nproc_per_node", "4"],
-        ["--nnodes=1:1", "--nproc-per-node=4", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"],
-        ["--nproc_per_node=4", "--node_rank=0", "--master_addr=localhost", "--master_port", "29500"],
+        ["--nnodes=1:1", "--nproc-per-node=4", "--rdzv-backend=c10d", "--node_rank=0", "--master_port", "29500"],
     ],
 )
 def test_torchruns_command_line(words: list[str]) -> None:

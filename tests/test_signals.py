@@ -25,7 +25,8 @@ SIGN = "import survival_rig as rig, signal, sys, os\n"
 SLEEP = SIGN + "rig.sign_rank(sys.argv[1])\nrig.sleep_for_ever()\n"
 POLITE = SIGN + (
     "def leave(*_):\n    print('asked to end', os.environ['RANK'], flush=True)\n    sys.exit(0)\n"
-    "signal.signal(signal.SIGTERM, leave)\nrig.daemonise(sys.argv[1])\nrig.sign_rank(sys.argv[1])\nrig.sleep_for_ever()\n"
+    "signal.signal(signal.SIGTERM, leave)\nrig.daemonise(sys.argv[1])\n"
+    "rig.sign_rank(sys.argv[1])\nrig.sleep_for_ever()\n"
 )
 DEAF = SIGN + "rig.be_deaf()\nrig.sign_rank(sys.argv[1])\nrig.sleep_for_ever()\n"
 GATE = SIGN + "rig.sign_rank(sys.argv[1])\nopen(sys.argv[2]).read()\nprint('on we go', flush=True)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import survival_rig as rig
-from conftest import _shared as kept  # noqa: PLC2701 - the promise of conftest spares the clusters that are in it
+from conftest import _shared as kept  # what is in there is spared by the promise that nothing is left
 from survival_rig import LEAVE, PROGRAMS, Roll
 
 import zlaunch
-from zlaunch.systems.processes import kill_all
 from zlaunch.model import FateKind
+from zlaunch.systems.processes import become_subreaper, kill_all
 
 SOON = 5.0
 """Seconds after which nothing may be left of a program that was killed."""
@@ -62,7 +63,9 @@ def stay(roll: str) -> None:
 # --- the program that uses zlaunch ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wishes", [[], ["fork", "deaf"]], ids=["plain", "with a forked child, and ranks that are deaf"])
+@pytest.mark.parametrize(
+    "wishes", [[], ["fork", "deaf"]], ids=["plain", "with a forked child, and ranks that are deaf"]
+)
 def test_the_program_is_killed(roll: Roll, tmp_path: Path, wishes: list[str]) -> None:
     program = rig.start_program("sur_program.py", roll.path, *wishes, folder=tmp_path)
     roll.expect(program=1, agent=1, template=1, rank=2, daemon=1, forked="fork" in wishes)
@@ -112,7 +115,11 @@ def test_two_programs_do_not_disturb_each_other(cluster: zlaunch.Launcher, roll:
     gates = [tmp_path / "gate0", tmp_path / "gate1"]
     for gate in gates:
         os.mkfifo(gate)
-    ours = cluster.submit(lambda: gates[rank()].read_text())
+
+    def wait() -> str:
+        return gates[rank()].read_text()
+
+    ours = cluster.submit(wait)
     program = rig.start_program("sur_program.py", roll.path, folder=tmp_path)
     roll.expect(program=1, agent=1, template=1, rank=2, daemon=1)
     roll.kill("program")
@@ -128,7 +135,8 @@ def test_two_programs_do_not_disturb_each_other(cluster: zlaunch.Launcher, roll:
 
 
 @pytest.mark.parametrize(
-    ("number", "words", "limit"), [(signal.SIGKILL, "SIGKILL", 2.0), (signal.SIGSTOP, "heartbeat|silen|connection", 8.0)]
+    ("number", "words", "limit"),
+    [(signal.SIGKILL, "SIGKILL", 2.0), (signal.SIGSTOP, "heartbeat|silen|connection", 8.0)],
 )
 def test_the_agent_is_lost(roll: Roll, number: signal.Signals, words: str, limit: float) -> None:
     with new_launcher(log_dir=None) as launcher:
@@ -183,7 +191,7 @@ def test_one_rank_of_four_is_killed(cluster: zlaunch.Launcher, roll: Roll) -> No
     assert error.pid == roll.pids["rank2"][0]
     assert "rank 2" in str(error)
     assert "SIGKILL" in str(error)
-    assert [fate.rank for fate in error.failures][0] == 2
+    assert error.failures[0].rank == 2
     assert all(fate.stopped for fate in error.failures[1:])
 
 
@@ -308,6 +316,38 @@ def test_what_would_not_die_is_reported(roll: Roll, tmp_path: Path) -> None:
         os.waitpid(parent, 0)
         roll.alive(SOON)
         group.rmdir()
+
+
+def test_nobody_slips_through_by_forking_and_ending() -> None:
+    """Children that fork and end at the very moment of the sweep, as a daemon does whose rank does not wait for it."""
+    for number in range(150):
+        ready, go, held = os.pipe(), os.pipe(), os.pipe()
+        reaper = os.fork()
+        if reaper == 0:
+            become_subreaper()
+            os.close(go[1])
+            for _ in range(1 + number % 3):
+                if os.fork() == 0:
+                    os.write(ready[1], b"x")
+                    os.read(go[0], 1)
+                    for _ in range(1 + number % 4):
+                        if os.fork():
+                            os._exit(0)
+                    rig.sleep_for_ever()
+            os.close(held[1])
+            rig.sleep_for_ever()
+        os.close(held[1])
+        for _ in range(1 + number % 3):
+            os.read(ready[0], 1)
+        os.close(go[1])
+        survivors = kill_all(reaper)
+        everybody_is_gone = select.select([held[0]], [], [], 0)[0]  # at the end, since nobody has the other end
+        os.kill(reaper, signal.SIGKILL)
+        os.waitpid(reaper, 0)
+        for fd in (*ready, go[0], held[0]):
+            os.close(fd)
+        assert everybody_is_gone, f"in round {number}"
+        assert survivors == ()
 
 
 # --- the caller is interrupted ----------------------------------------------------------------------------------------

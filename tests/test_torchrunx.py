@@ -52,7 +52,7 @@ def test_exceptions_and_retries() -> None:
         "4096 does not fit: CUDA out of memory. Tried to allocate 3.00 GiB",
         "2048 is not paid for: 99",
         "fits: 64",
-        "attempt 0 failed",
+        "attempt 0 failed, and says why: [True, True]",
         "attempt 1: resumed: True",
     ]
 

@@ -26,9 +26,7 @@ def work() -> None:
 def custom_handlers() -> list[logging.Handler]:
     """The agent of the first host to this program's loggers, its rank 0 to a file, its rank 1 to the loggers too."""
     redirect_handler = RedirectHandler()
-    redirect_handler.addFilter(
-        get_handler_filter(hostname=HOSTNAMES[0], local_rank=None, log_level=logging.DEBUG)
-    )
+    redirect_handler.addFilter(get_handler_filter(hostname=HOSTNAMES[0], local_rank=None, log_level=logging.DEBUG))
     file_handler = logging.FileHandler("output.txt")
     file_handler.addFilter(get_handler_filter(hostname=HOSTNAMES[0], local_rank=0, log_level=logging.DEBUG))
     file_handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

@@ -45,7 +45,7 @@ def results_keep_the_functions_type(launcher: Launcher) -> None:
     assert_type(iter(results), Iterator[dict[str, float]])
     assert_type(len(results), int)
     first, second = results
-    assert_type(first, dict[str, float])
+    assert_type((first, second), tuple[dict[str, float], dict[str, float]])
     assert_type(launcher.run(nothing), LaunchResult[None])
     assert_type(launcher.run(Trainer().fit, 3)[0], Trainer)
     assert_type(launcher.run(Trainer(), "name")[0], bytes)

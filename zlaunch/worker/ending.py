@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import inspect
 import io
 import os
 import signal
@@ -60,11 +61,17 @@ def describe(error: BaseException) -> tuple[str, bool]:
 
 
 def show(error: BaseException) -> None:
-    """Print an exception as Python would: by ``sys.excepthook``, which may be the user's own."""
+    """Print an exception as Python would: by ``sys.excepthook``, which may be the user's own.
+
+    Torch wraps it to put the rank before each line, as every line of ours has already: then it is what it wraps.
+    """
     with suppress(Exception):
         sys.stdout.flush()
     try:
-        sys.excepthook(type(error), error, error.__traceback__)
+        hook = sys.excepthook
+        if str(getattr(hook, "__module__", "")).startswith("torch.distributed"):
+            hook = inspect.getclosurevars(hook).nonlocals.get("old_hook", sys.__excepthook__)
+        hook(type(error), error, error.__traceback__)
     except BaseException:
         with suppress(Exception):
             traceback.print_exception(error)

@@ -53,19 +53,15 @@ def open_group(step: Step, seat: Seat) -> Group | None:
     import torch.distributed as dist
 
     timeout = timedelta(seconds=step.timeout)
-    hook = sys.excepthook
-    try:
-        if step.backend == "mpi":  # MPI knows the ranks by itself, and waits for all of them
-            dist.init_process_group("mpi", timeout=timeout)
-            return None
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
-        store.set_timeout(timeout)
-        group = Group(store, rank, world_size)
-        # With the prefix that init_process_group uses where it makes the store itself.
-        inner = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
-        dist.init_process_group(step.backend, store=inner, rank=rank, world_size=world_size, timeout=timeout)
-    finally:
-        sys.excepthook = hook  # torch's own prefixes each line with the rank, which every line of ours has already
+    if step.backend == "mpi":  # MPI knows the ranks by itself, and waits for all of them
+        dist.init_process_group("mpi", timeout=timeout)
+        return None
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
+    group = Group(store, rank, world_size)
+    # With the prefix that init_process_group uses where it makes the store itself.
+    inner = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+    dist.init_process_group(step.backend, store=inner, rank=rank, world_size=world_size, timeout=timeout)
     group.meet("connected", timeout)
     return group
 

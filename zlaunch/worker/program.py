@@ -38,7 +38,7 @@ def run_program(step: Step, voice: Voice) -> Ending:
 
 
 def _run_script(name: str) -> None:
-    path = os.path.abspath(name)
+    path = os.path.join(os.getcwd(), name)  # not made any shorter: Python does not, and it shows in tracebacks
     main = sys.modules["__main__"]
     main.__dict__.update(
         __file__=path,
@@ -47,7 +47,8 @@ def _run_script(name: str) -> None:
         __package__=None,
         __spec__=None,
     )
-    sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     exec(_compile(path), main.__dict__)
 
 
@@ -58,7 +59,8 @@ def _compile(path: str) -> CodeType:
 
 
 def _run_module(name: str) -> None:
-    sys.path.insert(0, os.getcwd())
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.getcwd())
     sys.argv[0] = "-m"
     # What the interpreter itself calls for -m: packages, sys.argv[0], and the words for a module that is not there.
     runpy._run_module_as_main(name, alter_argv=True)  # type: ignore[attr-defined]

@@ -186,7 +186,9 @@ def _renew_python(step: Step) -> None:
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=sys.modules["builtins"], __annotations__={})
     sys.modules["__main__"] = main
-    sys.orig_argv[:] = [sys.executable, *step.argv]
+    if "__mp_main__" in sys.modules:  # what multiprocessing's spawned children call the module of our classes
+        sys.modules["__mp_main__"] = main
+    sys.orig_argv[:] = [sys.executable, *(["-m"] if step.kind == "module" else []), *step.argv]
     sys.argv[:] = list(step.argv) or [""]
 
 
