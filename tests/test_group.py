@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -38,12 +39,26 @@ def test_functions_that_return_at_once(cluster: zlaunch.Launcher) -> None:
         assert list(world.run(rank)) == [0, 1, 2, 3]
 
 
-def test_a_function_may_destroy_its_group_and_make_another(cluster: zlaunch.Launcher) -> None:
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_function_may_destroy_its_group_and_make_others(cluster: zlaunch.Launcher, start_method: str) -> None:
+    """As in a program of its own: the new group's store has nothing of the old one in it."""
+
     def again() -> float:
-        dist.destroy_process_group()
-        dist.init_process_group("gloo")
         total = torch.ones(1)
-        dist.all_reduce(total)
+        for _ in range(3):
+            dist.destroy_process_group()
+            dist.init_process_group("gloo")
+            dist.all_reduce(total)
         return float(total.item())
 
-    assert list(cluster.on(backend="gloo").run(again)) == [2.0, 2.0]
+    assert list(cluster.on(backend="gloo", start_method=start_method).run(again)) == [8.0, 8.0]
+
+
+def test_some_ranks_may_destroy_their_group_and_others_not(cluster: zlaunch.Launcher) -> None:
+    def leave(who: int) -> int:
+        if rank() == who:
+            dist.destroy_process_group()
+        return rank()
+
+    for who in (0, 1):
+        assert list(cluster.on(backend="gloo", time_limit=20).run(leave, who)) == [0, 1]

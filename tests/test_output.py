@@ -1,4 +1,4 @@
-"""Output from end to end: what ranks print, on the console and in the files. Nothing torn, nothing lost, nothing late."""
+"""Output from end to end: what ranks print, on the console and in files. Nothing torn, nothing lost, nothing late."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_line_is_there_once_and_in_order(tmp_path: Path) -> None:
     assert ran.status == 0, ran.err
     shown: dict[str, list[str]] = {str(rank): [] for rank in range(4)}
     for line in Path("console").read_text().splitlines():
-        assert line[:6] == "[rank " and line[7:9] == "] ", line
+        assert (line[:6], line[7:9]) == ("[rank ", "] "), line
         shown[line[6]].append(line[9:])
     errors = {str(rank): lines_of(ran.err, rank) for rank in range(4)}
     for rank in range(4):
@@ -194,11 +194,15 @@ def test_the_names_of_the_files() -> None:
     assert ran.status == 0
     (folder,) = Path("kept/here").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-\w+", folder.name)
-    assert {"localhost[0].log", "localhost[1].log"} <= {path.name for path in folder.iterdir()} <= {
-        "localhost[0].log",
-        "localhost[1].log",
-        "localhost.log",
-    }
+    assert (
+        {"localhost[0].log", "localhost[1].log"}
+        <= {path.name for path in folder.iterdir()}
+        <= {
+            "localhost[0].log",
+            "localhost[1].log",
+            "localhost.log",
+        }
+    )
 
 
 def test_two_runs_have_a_folder_each() -> None:
@@ -293,7 +297,9 @@ def test_a_full_disk_under_the_logs(small_disk: Path) -> None:
     assert any(str(small_disk) in line and "No space left on device" in line for line in said), said
     refused = sum(int(found[1]) for line in said if (found := re.search(r"(\d+) bytes could not be written", line)))
     kept = sum(path.stat().st_size for path in small_disk.rglob("*.log"))
-    given = sum(len(f"{r} out {i}\n") + (len(f"{r} err {i}\n") if i % 10 == 9 else 0) for r in "01" for i in range(count))
+    given = sum(
+        len(f"{r} out {i}\n") + (len(f"{r} err {i}\n") if i % 10 == 9 else 0) for r in "01" for i in range(count)
+    )
     assert kept <= 256 << 10
     assert given <= refused + kept <= given + 100, "what is lost is said to the byte; torn lines have got an end"
 
@@ -301,7 +307,7 @@ def test_a_full_disk_under_the_logs(small_disk: Path) -> None:
 def test_a_full_disk_under_out() -> None:
     ran = zrun(*QUICK, "-n", "1", "--out", "/dev/full", prog("print('a')"))
     assert (ran.status, ran.out) == (0, "[rank 0] a\n")
-    assert "/dev/full" in ran.err and "No space left" in ran.err
+    assert "cannot write /dev/full: No space left on device" in ran.err
 
 
 def test_two_ranks_at_full_speed() -> None:
@@ -374,7 +380,8 @@ def test_head_ends_it_quietly() -> None:
         ["sh", "-c", line], env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert re.fullmatch(r"\[ranks? [01](-1)?\] 0\n", done.stdout)
-    assert "Traceback" not in done.stderr and "Broken" not in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
 
 
 # --- lines that redraw themselves -----------------------------------------------------------------------------------

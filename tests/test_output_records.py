@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -118,6 +119,29 @@ def test_many_records_and_lines_keep_their_order(kept: Kept, logs: Path) -> None
         assert kept.texts(f"zlaunch.localhost.{rank}") == [str(i) for i in range(5000)]
         got = [line.rsplit(" ", 1)[-1] for line in rank_file(logs, rank).read_text().splitlines()]
         assert got == [str(i // 2) for i in range(10_000)]
+
+
+def test_large_records_of_threads_and_of_a_forked_child_are_not_torn(kept: Kept) -> None:
+    """Such a record fills the pipe and waits in the middle; others wait until it is whole."""
+
+    def work(letter: str) -> None:
+        for _ in range(40):
+            logging.warning(letter * 200_000)
+
+    def step() -> None:
+        threads = [threading.Thread(target=work, args=(letter,)) for letter in "abc"]
+        for thread in threads:
+            thread.start()
+        processes = [multiprocessing.get_context("fork").Process(target=logging.warning, args=(n * 10,)) for n in "de"]
+        for task in processes:
+            task.start()
+        for each in [*threads, *processes]:
+            each.join()
+        assert [task.exitcode for task in processes] == [0, 0]
+
+    two(workers_per_host=1).run(step)
+    texts = kept.texts()
+    assert sorted(texts) == sorted([letter * 200_000 for letter in "abc" for _ in range(40)] + ["d" * 10, "e" * 10])
 
 
 def test_levels_are_set_by_rank(kept: Kept) -> None:
@@ -279,7 +303,7 @@ zlaunch.Launcher(workers_per_host=2, backend=None, preload=()).run(step)
 
 
 def test_in_scripts_logging_is_untouched(tmp_path: Path, logs: Path) -> None:
-    text = "import logging\nlogging.info('a')\nlogging.warning('b')\nprint(logging.getLogger().level, logging.root.handlers)\n"
+    text = "import logging\nlogging.info('a')\nlogging.warning('b')\nprint(logging.root.level, logging.root.handlers)\n"
     prog = program(tmp_path, text)
     plain = subprocess.run([sys.executable, prog], capture_output=True, text=True, timeout=PATIENCE, check=True)
     ran = zrun(*QUICK, "-n", "1", prog)

@@ -164,9 +164,7 @@ def test_the_port_stays_free_until_rank_0_takes_it(cluster: zlaunch.Launcher, tm
     run = cluster.submit(step)
     port = int(told.read_text())
     try:
-        held: list[socket.socket] = []
-        for _ in range(300):
-            held.append(socket.create_server(("", 0)))
+        held = [socket.create_server(("", 0)) for _ in range(300)]
         given = {one.getsockname()[1] for one in held}
         for one in held:
             one.close()

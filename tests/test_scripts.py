@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,7 +82,11 @@ def _same_facts(*words: str, options: tuple[str, ...] = ()) -> None:
 
 
 def test_a_package_with_relative_imports() -> None:
-    program(Path("pack"), "from .beside import word\nfrom . import beside\nimport sys\nprint(word, __package__, sys.argv)\n", "__main__.py")
+    program(
+        Path("pack"),
+        "from .beside import word\nfrom . import beside\nimport sys\nprint(word, __package__, sys.argv)\n",
+        "__main__.py",
+    )
     program(Path("pack"), "word = 'found'\n", "beside.py")
     assert alike("-m", "pack", "x").out.startswith("[rank 0] found pack ")
 
@@ -147,23 +150,13 @@ print(subprocess.run("exit 9", shell=True).returncode)
 # --- exit statuses --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[zlaunch.Launcher, Path]]:
-    """An agent that stays for the many short scripts below, and the folder of its files."""
-    logs = tmp_path_factory.mktemp("warm")
-    launcher = zlaunch.Launcher(workers_per_host=1, backend=None, preload=(), log_dir=str(logs), view="none")
-    with kept(launcher):
-        yield launcher, logs
-
-
-def alike_when_warm(warm: tuple[zlaunch.Launcher, Path], prog: str) -> int:
-    """As ``alike``, by an agent that is there already: the lines of both streams, and the status."""
-    launcher, logs = warm
-    plain, before = python(prog), set(logs.iterdir())
-    run = launcher.submit_script(prog)
+def alike_when_warm(cluster: zlaunch.Launcher, prog: str) -> int:
+    """As ``alike``, in a fork that has torch in it, by an agent that is there already: many ends in little time."""
+    plain = python(prog)
+    run = cluster.on(workers_per_host=1).submit_script(prog)
     run.exception()
-    (folder,) = set(logs.iterdir()) - before or {None}
-    text = (folder / "localhost[0].log").read_text() if folder else ""
+    (folder,) = Path(str(cluster.log_dir)).glob(f"*-{run.id}")
+    text = (folder / "localhost[0].log").read_text()
     if plain.out and plain.err:
         assert sorted(text.splitlines()) == sorted((plain.out + plain.err).splitlines())
     else:
@@ -196,11 +189,9 @@ def alike_when_warm(warm: tuple[zlaunch.Launcher, Path], prog: str) -> int:
         ("atexit.register(os._exit, 8)", 8),
     ],
 )
-def test_an_end_is_the_same_with_and_without(
-    end: str, status: int, warm: tuple[zlaunch.Launcher, Path], tmp_path: Path
-) -> None:
+def test_an_end_is_the_same_with_and_without(cluster: zlaunch.Launcher, end: str, status: int, tmp_path: Path) -> None:
     program(tmp_path, f"import atexit, os, signal, sys\nprint('here', flush=True)\n{end}\n")
-    assert alike_when_warm(warm, "prog.py") == status
+    assert alike_when_warm(cluster, "prog.py") == status
 
 
 def test_an_end_on_the_command_line() -> None:
@@ -248,11 +239,9 @@ time.sleep(600)
         "print('caf\\u00e9 \\U0001f600')\nraise ValueError('caf\\u00e9')\n",
     ],
 )
-def test_a_traceback_looks_like_pythons_own(
-    text: str, warm: tuple[zlaunch.Launcher, Path], tmp_path: Path
-) -> None:
+def test_a_traceback_looks_like_pythons_own(cluster: zlaunch.Launcher, text: str, tmp_path: Path) -> None:
     program(tmp_path, text)
-    assert alike_when_warm(warm, "prog.py") == 1
+    assert alike_when_warm(cluster, "prog.py") == 1
 
 
 def test_a_traceback_of_a_module() -> None:
@@ -277,7 +266,7 @@ def test_python_as_a_program() -> None:
 
 
 def test_a_shell_script() -> None:
-    program(Path(), "#!/bin/sh\necho $0 $RANK/$WORLD_SIZE \"$1\"\nread line || echo no stdin\nexit $1\n", "a.sh")
+    program(Path(), '#!/bin/sh\necho $0 $RANK/$WORLD_SIZE "$1"\nread line || echo no stdin\nexit $1\n', "a.sh")
     os.chmod("a.sh", 0o755)
     ran = zrun(*QUICK, "-n", "1", "./a.sh", "12")
     assert (ran.status, ran.out) == (12, "[rank 0] ./a.sh 0/1 12\n[rank 0] no stdin\n")
@@ -391,7 +380,9 @@ def test_torchruns_command_line(words: list[str]) -> None:
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> zlaunch.Launcher:
-    return zlaunch.Launcher(workers_per_host=2, backend=None, preload=(), grace_period=5, log_dir=str(tmp_path / "kept"))
+    return zlaunch.Launcher(
+        workers_per_host=2, backend=None, preload=(), grace_period=5, log_dir=str(tmp_path / "kept")
+    )
 
 
 def test_run_script_module_and_command(launcher: zlaunch.Launcher, capfd: pytest.CaptureFixture[str]) -> None:
@@ -411,7 +402,11 @@ def test_run_script_module_and_command(launcher: zlaunch.Launcher, capfd: pytest
 
 
 def test_a_script_that_fails_is_a_worker_that_failed(launcher: zlaunch.Launcher, tmp_path: Path) -> None:
-    program(Path(), "import os, sys\nfor i in range(80): print('line', i)\nsys.exit(3 * int(os.environ['RANK']))\n", "bad.py")
+    program(
+        Path(),
+        "import os, sys\nfor i in range(80): print('line', i)\nsys.exit(3 * int(os.environ['RANK']))\n",
+        "bad.py",
+    )
     with pytest.raises(zlaunch.WorkerFailedError) as caught:
         launcher.run_script("bad.py")
     error = caught.value

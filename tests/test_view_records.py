@@ -22,6 +22,13 @@ def mark(message: str, **more: object) -> bytes:
     return b"\x1e" + TOKEN.encode() + json.dumps(fields).encode() + b"\n"
 
 
+def parts(message: str, name: bytes) -> list[bytes]:
+    """A record as three marked lines."""
+    whole, start = mark(message), 1 + len(TOKEN)
+    cuts = [(b"+", start, 20), (b"+", 20, 30), (b".", 30, -1)]
+    return [whole[:start] + sign + name + b" " + whole[begin:end] + b"\n" for sign, begin, end in cuts]
+
+
 def told(history: list[Output], *, ends: bool = False) -> list[tuple[str, str | bytes, bool]]:
     splitter = RecordSplitter(TOKEN)
     events = [event for each in history for event in splitter.feed(each)]
@@ -67,6 +74,12 @@ def told(history: list[Output], *, ends: bool = False) -> list[tuple[str, str | 
         ([output(mark("one"), stream="err")], [("text", mark("one"), False)]),
         # bytes that are not UTF-8 are nobody's business
         ([output(b"\xff\xfe\n" + mark("one"))], [("text", b"\xff\xfe\n", False), ("record", "one", False)]),
+        # a large record comes in parts; lines and other records come between them, not into them
+        (
+            [output(b"half" + parts("large", b"1.0")[0] + b" done\n" + parts("other", b"2.0")[0])]
+            + [output(a + b) for a, b in zip(parts("large", b"1.0")[1:], parts("other", b"2.0")[1:], strict=True)],
+            [("text", b"half done\n", False), ("record", "large", False), ("record", "other", False)],
+        ),
         # a line that was redrawn after the record keeps its last state only
         ([output(b"10%" + mark("one")), output(b"\r20%\n")], [("record", "one", False), ("text", b"20%\n", False)]),
     ],
@@ -79,6 +92,8 @@ def test_a_dead_rank_leaves_no_text_behind() -> None:
     assert told([output(b"half" + mark("one"))], ends=True) == [("record", "one", False), ("text", b"half", False)]
     half_a_record = mark("two")[:25]
     assert told([output(half_a_record)], ends=True) == [("text", half_a_record, False)]
+    first_parts = b"".join(parts("large", b"1.0")[:2])
+    assert told([output(first_parts)], ends=True) == [("text", mark("large")[1 + len(TOKEN) : 30], False)]
 
 
 def test_ranks_do_not_share_their_half_lines() -> None:

@@ -269,10 +269,11 @@ def test_logging_records_travel_in_stdout(rig):
     records = [json.loads(mark.partition(b"\x1eT0KEN")[2]) for mark in marks]
     assert [(r["name"], r["level"], r["message"], r["handled"]) for r in records] == [
         ("app", 20, "a line\nbreak", False),
-        ("root", 40, "bad", True),  # logging.exception() has itself called basicConfig()
+        ("root", 40, "bad", False),  # logging.exception() calls basicConfig() by itself: no handler of the user's
         ("root", 30, "both", True),
     ]
     assert "ZeroDivisionError" in records[1]["exc_text"]
+    assert rank.err == b"USER both\n"
 
 
 # --- scripts and modules --------------------------------------------------------------------------------------------

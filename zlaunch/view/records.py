@@ -3,6 +3,10 @@
 A rank in a function step writes each record as one marked line (``\\x1e`` + the step's token + JSON) into
 its own stdout, so that records keep their place among its lines. A mark may follow text without a line end:
 that text is held until its rest comes, so that no line is torn by a record in its middle.
+
+A record that is larger than what a pipe takes in one piece comes as several such lines, so that whatever else the
+rank's threads and children write can come between them, but not into them: ``+`` and an id before each part, ``.`` and
+the id before the last.
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ class RecordSplitter:
     def __init__(self, token: str) -> None:
         self._mark = MARK + token.encode() if token else b""
         self._text: dict[int, bytes] = {}  # by rank: the start of a line, told before a record
-        self._record: dict[int, bytes] = {}  # by rank: the start of a record that came in pieces
+        self._record: dict[int, bytes] = {}  # by rank: the start of a marked line whose end has not come
+        self._parts: dict[tuple[int, bytes], bytearray] = {}  # by rank and id: the first parts of a large record
 
     def feed(self, event: Output) -> list[Told]:
         """The event as it is where it holds no record; otherwise its lines and records, in order."""
@@ -62,6 +67,8 @@ class RecordSplitter:
     def finish(self, rank: int, at: float, like: Output) -> list[Told]:
         """What is left of a rank that has ended: an unterminated line. ``like`` names run, rank and host."""
         rest = self._text.pop(rank, b"") + self._record.pop(rank, b"")
+        for key in [key for key in self._parts if key[0] == rank]:
+            rest += self._parts.pop(key)
         return [replace(like, at=at, stream="out", data=rest, piece=False)] if rest else []
 
     def _split(self, event: Output, data: bytes) -> list[Told]:
@@ -76,19 +83,31 @@ class RecordSplitter:
                     self._record[event.rank] = data[start:]
                     return told
                 break
-            record = _read(data[start + len(self._mark) : end], event)
-            if record is None:  # not one of ours, whatever it says: text
+            records = self._marked(event, data[start + len(self._mark) : end])
+            if records is None:  # not one of ours, whatever it says: text
                 lines.append(data[start : end + 1])
             else:
                 self._tell(event, told, lines, whole=False)
-                told.append(record)
-                lines = []
+                told += records
             data = data[end + 1 :]
         else:
             start = 0
         lines.append(data[start:])
         self._tell(event, told, lines, whole=True)
         return told
+
+    def _marked(self, event: Output, body: bytes) -> list[Record] | None:
+        """The record of a marked line; none, where it is a part; ``None``, where it is no record."""
+        if body[:1] in (b"+", b"."):
+            name, _, part = body[1:].partition(b" ")
+            whole = self._parts.pop((event.rank, name), bytearray())
+            whole += part
+            if body[:1] == b"+" and len(whole) <= HELD_LIMIT:
+                self._parts[event.rank, name] = whole
+                return []
+            body = bytes(whole)
+        record = _read(body, event)
+        return None if record is None else [record]
 
     def _tell(self, event: Output, told: list[Told], lines: list[bytes], *, whole: bool) -> None:
         """Tells the text so far. Before a record (not ``whole``) a line without an end is held instead."""

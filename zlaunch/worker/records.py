@@ -1,7 +1,8 @@
 """Level 4, worker: the ``logging`` records of a function go to the launcher within the rank's stdout.
 
 Each is one marked line, which nobody can forge who does not know the step's token, and which keeps its place among
-the lines that the rank prints. No handler is put on the root logger: the user's ``logging.basicConfig`` would do
+the lines that the rank prints; a large one is several, since a pipe takes only so much without letting other threads
+and processes come between. No handler is put on the root logger: the user's ``logging.basicConfig`` would do
 nothing where one is. Instead the method by which a logger finds its handlers is wrapped; what the user's own handlers
 print is so marked, and Python's last resort, which prints warnings where there is no handler, is replaced by us. So is
 the handler that ``logging.info`` and its sisters add by themselves where root has none: no user has asked for that one.
@@ -10,9 +11,12 @@ the handler that ``logging.info`` and its sisters add by themselves where root h
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
+import select
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +28,7 @@ _HIGH = 200
 def capture_records(token: str, level: int) -> None:
     """From now on, send every record of this process that its logger lets pass; root's level becomes ``level``."""
     mark = b"\x1e" + token.encode()
+    numbers = itertools.count()
     pipe = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     original = logging.Logger.callHandlers
     configure = logging.basicConfig
@@ -37,7 +42,7 @@ def capture_records(token: str, level: int) -> None:
         if self.hasHandlers():
             original(self, record)
         with suppress(Exception):
-            _write(pipe, mark + _encode(record, _is_handled(self, record), formatter) + b"\n")
+            _write(pipe, mark, _encode(record, _is_handled(self, record), formatter), numbers)
 
     logging.basicConfig = basic_config
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
@@ -83,12 +88,18 @@ def _is_handled(logger: logging.Logger, record: logging.LogRecord) -> bool:
     return False
 
 
-def _write(pipe: int, line: bytes) -> None:
+def _write(pipe: int, mark: bytes, text: bytes, numbers: Iterator[int]) -> None:
     with suppress(Exception):
         sys.stdout.flush()  # what was printed before comes before
-    view = memoryview(line)
-    while view:
-        view = view[os.write(pipe, view) :]
+    if len(mark) + len(text) < select.PIPE_BUF:
+        os.write(pipe, mark + text + b"\n")
+        return
+    name = b"%x.%x" % (os.getpid(), next(numbers))
+    room = select.PIPE_BUF - len(mark) - len(name) - 3
+    last = (len(text) - 1) // room * room
+    for start in range(0, len(text), room):
+        sign = b"." if start == last else b"+"
+        os.write(pipe, b"%b%b%b %b\n" % (mark, sign, name, text[start : start + room]))
 
 
 def _clean(text: str) -> str:
