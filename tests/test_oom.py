@@ -83,25 +83,6 @@ def test_a_plain_sigkill_is_none(cluster: zlaunch.Launcher) -> None:
     assert "memory" not in str(caught.value)
 
 
-def test_somebody_else_s_lack_of_memory_is_not_ours(cluster: zlaunch.Launcher, group: Path, tmp_path: Path) -> None:
-    """A process of another cgroup is killed for want of memory while a step runs; then a rank dies of a plain SIGKILL."""
-    roll = rig.Roll(tmp_path)
-
-    def work(roll: str) -> None:
-        rig.sign(roll, f"rank{os.environ['RANK']}")
-        rig.sleep_for_ever()
-
-    run = cluster.submit(work, roll.path)
-    roll.expect(rank0=1, rank1=1)
-    hungry = f"open({str(group)!r}, 'w').write('0')\nx = []\nwhile True: x.append(b'x' * (1 << 20))"
-    assert subprocess.run([sys.executable, "-c", hungry], check=False).returncode == -signal.SIGKILL
-    roll.kill("rank1")
-    with pytest.raises(zlaunch.WorkerFailedError) as caught:
-        run.result(rig.PATIENCE)
-    roll.close()
-    assert (caught.value.rank, caught.value.out_of_memory) == (1, False)
-
-
 def test_the_command_line_s_status(group: Path, tmp_path: Path) -> None:
     (tmp_path / "prog.py").write_text(f"import test_oom\ntest_oom.eat({str(group)!r})\n")
     words = ["-m", "zlaunch", "run", "-n", "2", "--preload", "", "--log-dir", "none", "prog.py"]

@@ -25,7 +25,7 @@ from ..protocol import local
 from ..protocol import messages as m
 from ..protocol.bootstrap import Bootstrap
 from ..systems.detect import facts
-from ..systems.processes import become_subreaper, descendants, kill_all
+from ..systems.processes import become_subreaper, kill_all
 from . import effects as do
 from . import happenings as on
 from .core import AgentCore
@@ -67,7 +67,6 @@ class AgentLoop:
         try:
             self.spoke.connect(self.connect_timeout)
             self.spoke.send(m.Hello(facts(), time.monotonic()))
-            descendants(os.getpid())  # the first look takes longest, and nobody waits for this one
             while self.status is None:
                 self._wait()
             return self.status

@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 
 from ..model import AgentCommand
 
 SAID_LIMIT = 8192
 STDIN_SIZE = 1 << 20
+LAST_PATIENCE = 2.0
+"""Seconds from an agent's death to that of all below it."""
 F_SETPIPE_SZ = 1031
 
 
@@ -101,7 +105,17 @@ class AgentProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self._wait_for_all()
         self.close_descriptors()
+
+    def _wait_for_all(self) -> None:
+        """Until its template, too, has ended what is below it: the end-of-file. One that hangs is not waited for."""
+        poll = select.poll()
+        poll.register(self.stderr)
+        deadline = time.monotonic() + LAST_PATIENCE
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(left * 1000) and not self.read():
+                return
 
     def close_descriptors(self) -> None:
         """Close our ends; for the agent that is the supervisor's death."""

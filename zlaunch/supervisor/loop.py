@@ -27,6 +27,8 @@ from .core import SupervisorCore
 from .fates import lost_fates
 from .payloads import Answer, Letters, Replies
 
+LAUNCH_PATIENCE = 5.0
+"""Seconds that an interrupted start may take to end what it has begun."""
 LOG_CREDIT = 4 << 20
 """Bytes of log lines that may be between an agent and the console."""
 
@@ -72,16 +74,29 @@ class SupervisorLoop:
         launch: Callable[[Hub], Sequence[tuple[AgentCommand, bytes]]],
         timeout: float,
     ) -> None:
-        """Start the agents; ``launch`` gives each one's command and bootstrap line. Raises OSError."""
+        """Start the agents; ``launch`` gives each one's command and bootstrap line.
+
+        It is done in the loop's own thread, where no KeyboardInterrupt comes between a process and our knowing of it.
+        One that cannot be started is told through ``ready``.
+        """
         self.names = {plan.index: plan.name for plan in hosts}
+        begun = on.Begun(tuple(hosts), time.monotonic() + timeout)
+        self._post(lambda: self._launch(launch, begun))
+        try:
+            self.thread.start()
+        except BaseException:  # an interrupt: the thread may well be there
+            self.close()
+            self.closed.wait(LAUNCH_PATIENCE)
+            raise
+
+    def _launch(self, launch: Callable[[Hub], Sequence[tuple[AgentCommand, bytes]]], begun: on.Begun) -> None:
+        self._handle(begun)
         try:
             for command, line in launch(self.hub):
                 self.agents[command.host] = AgentProcess.start(command, line)
-        except BaseException:
-            self._release_all()
-            raise
-        self.core.handle(on.Begun(tuple(hosts), time.monotonic() + timeout), time.monotonic())
-        self.thread.start()
+        except OSError as error:
+            self.ready(f"the agent could not be started: {error}")
+            self.over = True
 
     def submit(self, order: on.RunOrder, letter: int) -> None:
         """Queue a run; ``letter`` is a memfd that this loop owns from now on."""
@@ -139,7 +154,7 @@ class SupervisorLoop:
             self._from_wire(event)
         if self.wake in ready:
             os.eventfd_read(self.wake)
-        while self.inbox:
+        while self.inbox and not self.over:
             self.inbox.popleft()()
         for agent in list(self.agents.values()):
             if agent.open and agent.stderr in ready and not agent.read():

@@ -29,20 +29,34 @@ def descendants(root: int) -> dict[int, str]:
     """All processes below ``root`` that are not dead: pid and name.
 
     Empty is exact. The kernel gives a process's children in one piece, and whatever is below a subreaper is below one
-    of its children; while a list that is made of every process of the machine misses the one that is forked after the
-    list was begun, by a parent that has ended before it was looked at: an ordinary daemon, as its rank ends.
+    of its children. A list of all the machine's processes misses the one that is forked after the list was begun, by a
+    parent that has ended before it was looked at: an ordinary daemon, as its rank ends. Here such a parent is a dead
+    one that was not known to be dead when the list was made, and so the list is made again.
     """
+    known: set[int] = set()
+    while True:
+        found, dead = _look(root)
+        if dead <= known:
+            return found
+        known = dead
+
+
+def _look(root: int) -> tuple[dict[int, str], set[int]]:
+    """Who is below ``root``: the living with their names, and the dead."""
     found: dict[int, str] = {}
-    seen: set[int] = set()
+    dead: set[int] = set()
     todo = [root]
     while todo:
         for pid in children(todo.pop()):
-            if pid not in seen:
-                seen.add(pid)
-                todo.append(pid)
-                if name := _name_of_living(pid):
-                    found[pid] = name
-    return found
+            if pid in found or pid in dead:
+                continue
+            todo.append(pid)
+            name = _name_of_living(pid)
+            if name:
+                found[pid] = name
+            else:
+                dead.add(pid)
+    return found, dead
 
 
 def children(pid: int) -> list[int]:
