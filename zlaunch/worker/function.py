@@ -15,8 +15,11 @@ from .records import capture_records
 from .voice import Voice
 
 
-def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice) -> Ending:
-    """Call the function of a step, and give its result, or what it raised, as the rank's answer."""
+def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice, place: int) -> Ending:
+    """Call the function of a step, and give its result, or what it raised, as the rank's answer.
+
+    ``place`` is the memfd in which the ranks of one host find each other.
+    """
     if step.log_token:
         capture_records(step.log_token, step.log_level)
     try:
@@ -28,7 +31,7 @@ def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice)
     frames.clear()
     group = None
     try:
-        group = open_group(step, seat)
+        group = open_group(step, seat, place)
         result = function(*args, **kwargs)
     except SystemExit as error:
         ending = exit_status(error)

@@ -8,6 +8,11 @@ but for the rank that has the store in its process: it goes last, may others hav
 
 They meet at a store of their own. The group's must end with the group: a function may destroy its group and make
 another, which would find the first one's addresses in a store that we had kept alive.
+
+Where all ranks are on one host, both stores are a FileStore in a memfd that the fork template hands to all of them.
+That has no server that could leave first, and no name lookup: a TCPStore asks for the names of its peers' addresses
+(of ::ffff:127.0.0.1, which /etc/hosts does not answer), and where no name server answers either, it stands for 5 s,
+and often for 10. MASTER_PORT stays free for a function that makes a group or a TCPStore of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ class Meeting(Struct, frozen=True):
     store: Store
     rank: int
     world_size: int
+    has_server: bool
+    """Rank 0 serves it, so that rank 0 leaves last."""
 
     def meet(self, when: str, timeout: timedelta) -> None:
         """Wait until all ranks have come. Raises DistStoreError, or DistNetworkError where rank 0 is gone."""
@@ -46,8 +53,8 @@ class Meeting(Struct, frozen=True):
         self.store.wait([everyone], timeout)
 
 
-def open_group(step: Step, seat: Seat) -> Meeting | None:
-    """Choose the rank's GPU and make its process group, if the step wants one."""
+def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
+    """Choose the rank's GPU and make its process group, if the step wants one; ``place`` is the host's memfd."""
     if step.backend == "nccl" or step.gpu_memory_fraction is not None:
         _choose_gpu(step, seat)
     if not step.backend:
@@ -58,12 +65,9 @@ def open_group(step: Step, seat: Seat) -> Meeting | None:
     if step.backend == "mpi":  # MPI knows the ranks by itself, and waits for all of them
         dist.init_process_group("mpi", timeout=timeout)
         return None
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
-    store.set_timeout(timeout)
-    meeting = Meeting(_meeting_store(store, seat, timeout), rank, world_size)
-    # With the prefix that init_process_group uses where it makes the store itself.
-    inner = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
-    dist.init_process_group(step.backend, store=inner, rank=rank, world_size=world_size, timeout=timeout)
+    group, meetings = _stores_in(place, seat, timeout) if seat.nodes == 1 else _stores_over_tcp(seat, timeout)
+    meeting = Meeting(meetings, seat.rank, seat.world_size, has_server=seat.nodes > 1)
+    dist.init_process_group(step.backend, store=group, rank=seat.rank, world_size=seat.world_size, timeout=timeout)
     meeting.meet("connected", timeout)
     return meeting
 
@@ -71,7 +75,7 @@ def open_group(step: Step, seat: Seat) -> Meeting | None:
 def close_group(meeting: Meeting | None) -> None:
     """Wait for the others, and destroy the group if the function has left it; where a peer is gone, not for long."""
     dist = sys.modules.get("torch.distributed")
-    patience = _FOR_EVER if meeting is not None and meeting.rank == 0 else _LEAVING
+    patience = _FOR_EVER if meeting is not None and meeting.has_server and meeting.rank == 0 else _LEAVING
 
     def leave() -> None:
         if meeting is not None:
@@ -88,16 +92,28 @@ def close_group(meeting: Meeting | None) -> None:
     thread.join((patience + _LEAVING).total_seconds())
 
 
-def _meeting_store(store: Store, seat: Seat, timeout: timedelta) -> Store:
-    """Rank 0 opens a second store, at a port that the first one tells of."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+def _stores_in(place: int, seat: Seat, timeout: timedelta) -> tuple[Store, Store]:
+    """The group's store and the meetings', for ranks that share a host."""
+    from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
-    place = "zlaunch/meeting"
+    store = FileStore(f"/proc/self/fd/{place}", seat.world_size)
+    store.set_timeout(timeout)
+    return PrefixStore("group", store), PrefixStore("meeting", store)
+
+
+def _stores_over_tcp(seat: Seat, timeout: timedelta) -> tuple[Store, Store]:
+    """The same for ranks of several hosts: rank 0 serves both, the second at a port that the first one tells of."""
+    from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
+
+    store = next(rendezvous("env://", timeout=timeout))[0]
+    store.set_timeout(timeout)
+    key = "zlaunch/meeting"
     if seat.rank == 0:
-        meeting = TCPStore(seat.master_addr, 0, is_master=True, timeout=timeout, wait_for_workers=False)
-        store.set(place, str(meeting.port))
-        return meeting
-    return TCPStore(seat.master_addr, int(store.get(place)), is_master=False, timeout=timeout)
+        meetings = TCPStore(seat.master_addr, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+        store.set(key, str(meetings.port))
+    else:
+        meetings = TCPStore(seat.master_addr, int(store.get(key)), is_master=False, timeout=timeout)
+    return PrefixStore("zlaunch/group", store), meetings
 
 
 def _choose_gpu(step: Step, seat: Seat) -> None:

@@ -45,6 +45,7 @@ class Place(msgspec.Struct, frozen=True):
     out: int
     err: int
     answer: int
+    meeting: int
     template: int
     keep: frozenset[int] = frozenset()
 
@@ -53,24 +54,24 @@ def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn
     """Turn this fork of the template into a rank, run its task, and end."""
     code = 1
     try:
-        letter, answer = _settle(place)
+        letter, answer, meeting = _settle(place)
         frames = unpack(map_fd(letter))
         step = msgspec.msgpack.decode(frames.pop(0), type=Step)
         env = rank_environment(step, place.seat)
         if step.kind == "command":
             _execute(step, env)
         if method == "spawn":
-            _execute_python(step, env, place.seat, letter, answer)
+            _execute_python(step, env, place.seat, (letter, answer, meeting))
         os.close(letter)
         _renew_interpreter(env, pools)
-        live(step, place.seat, frames, answer)
+        live(step, place.seat, frames, answer, meeting)
     except BaseException:  # nothing may go back into the template's loop
         code = _last_words()
     finally:
         os._exit(code)
 
 
-def live(step: Step, seat: Seat, frames: list[memoryview], answer: int) -> NoReturn:
+def live(step: Step, seat: Seat, frames: list[memoryview], answer: int, meeting: int) -> NoReturn:
     """Run the task of a step in this interpreter, and end the process.
 
     ``frames`` is emptied once they have been read: the mapping below them holds a descriptor.
@@ -80,7 +81,7 @@ def live(step: Step, seat: Seat, frames: list[memoryview], answer: int) -> NoRet
     if step.kind == "function":
         from .function import run_function
 
-        ending = run_function(step, seat, frames, voice)
+        ending = run_function(step, seat, frames, voice, meeting)
     else:
         from .program import run_program
 
@@ -92,36 +93,37 @@ def live(step: Step, seat: Seat, frames: list[memoryview], answer: int) -> NoRet
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-def _settle(place: Place) -> tuple[int, int]:
-    """A session of its own, standard streams, default signals; returns where letter and answer socket are now."""
+def _settle(place: Place) -> tuple[int, int, int]:
+    """A session of its own, standard streams, default signals; returns where letter, answer and meeting are now."""
     os.setsid()
     linux.die_with_parent(place.template)
     linux.be_first_out_of_memory()
-    letter, answer = _arrange_descriptors(place)
+    kept = _arrange_descriptors(place)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in _DEFAULTS:
         signal.signal(number, signal.SIG_DFL)
     # Only now: a SIGTERM that came meanwhile ends us here, where it would have been ignored before.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    return letter, answer
+    return kept
 
 
-def _arrange_descriptors(place: Place) -> tuple[int, int]:
+def _arrange_descriptors(place: Place) -> tuple[int, int, int]:
     import fcntl
 
     letter = fcntl.fcntl(place.letter, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     answer = fcntl.fcntl(place.answer, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    meeting = fcntl.fcntl(place.meeting, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     out = fcntl.fcntl(place.out, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     err = fcntl.fcntl(place.err, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for old, new in ((null, 0), (out, 1), (err, 2)):
         os.dup2(old, new)
-    stay = {0, 1, 2, letter, answer} | place.keep
+    stay = {0, 1, 2, letter, answer, meeting} | place.keep
     for fd in linux.open_descriptors():
         if fd not in stay:
             os.close(fd)
-    return letter, answer
+    return letter, answer, meeting
 
 
 def _execute(step: Step, env: dict[str, str]) -> NoReturn:
@@ -137,13 +139,13 @@ def _execute(step: Step, env: dict[str, str]) -> NoReturn:
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)
 
 
-def _execute_python(step: Step, env: dict[str, str], seat: Seat, letter: int, answer: int) -> NoReturn:
+def _execute_python(step: Step, env: dict[str, str], seat: Seat, kept: tuple[int, int, int]) -> NoReturn:
     """Become a new interpreter, which comes to ``live`` by way of ``spawned``."""
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
-    os.set_inheritable(letter, True)
-    os.set_inheritable(answer, True)
-    facts = msgspec.json.encode((seat, letter, answer)).decode()
+    for fd in kept:
+        os.set_inheritable(fd, True)
+    facts = msgspec.json.encode((seat, *kept)).decode()
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     start = f"import sys; sys.path.append({home!r}); from zlaunch.worker.spawned import main; main()"
     os.chdir(step.cwd)

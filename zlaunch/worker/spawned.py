@@ -1,6 +1,6 @@
 """Level 4, worker: a rank that is an interpreter of its own, started by the template's fork and an exec.
 
-Everything about its process was done before the exec; ``argv[1]`` has the seat and the two descriptors.
+Everything about its process was done before the exec; ``argv[1]`` has the seat and the descriptors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .rank import live
 
 def main() -> NoReturn:
     """Run the rank's task, and end."""
-    seat, letter, answer = msgspec.json.decode(sys.argv[1], type=tuple[Seat, int, int])
+    seat, letter, answer, meeting = msgspec.json.decode(sys.argv[1], type=tuple[Seat, int, int, int])
     os.set_inheritable(answer, False)
+    os.set_inheritable(meeting, False)
     frames = unpack(map_fd(letter))
     os.close(letter)
     step = msgspec.msgpack.decode(frames.pop(0), type=Step)
-    live(step, seat, frames, answer)
+    live(step, seat, frames, answer, meeting)

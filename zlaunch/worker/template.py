@@ -60,6 +60,8 @@ class _Template:
     def __init__(self, wire: Wire[ToTemplate]) -> None:
         self._wire = wire
         self._ranks: dict[int, Fork] = {}
+        self._meeting = -1
+        self._met = ("", 0)
         self._method: StartMethod = "fork"
         self._warmth = Warmth(pools=[])
         self._keep: frozenset[int] = frozenset()
@@ -127,7 +129,8 @@ class _Template:
 
     def _fork(self, fork: Fork, fds: list[int]) -> None:
         letter, out, err, answer = fds
-        place = Place(fork.seat, letter, out, err, answer, template=os.getpid(), keep=self._keep)
+        meeting = self._meeting_of(fork)
+        place = Place(fork.seat, letter, out, err, answer, meeting, template=os.getpid(), keep=self._keep)
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
@@ -146,6 +149,15 @@ class _Template:
         pidfd = os.pidfd_open(pid)  # it cannot be another process: only we reap
         self._wire.send(Forked(fork.step, fork.attempt, fork.seat.rank, pid), [pidfd])
         os.close(pidfd)
+
+    def _meeting_of(self, fork: Fork) -> int:
+        """The memfd in which the ranks of a step on this host find each other; see ``group``."""
+        if self._met != (fork.step, fork.attempt):
+            if self._meeting >= 0:
+                os.close(self._meeting)
+            self._met = (fork.step, fork.attempt)
+            self._meeting = os.memfd_create("zlaunch-meeting", os.MFD_CLOEXEC)
+        return self._meeting
 
     def _reap(self) -> None:
         while True:
