@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ def test_deaths_are_named_for_what_they_are(
     assert (error.rank, error.exit_code, error.signal) == (1, code, number)
     assert "last words" in error.last_output
     assert error.log_file is not None
-    assert "last words\n" in open(error.log_file).read()
+    assert "last words\n" in Path(error.log_file).read_text()
     assert not error.out_of_memory
     if end == "sys.exit('text')":
         assert "text" in error.last_output

@@ -121,7 +121,8 @@ def test_who_loads_what(code: str, absent: set[str]) -> None:
 def test_no_core_does_io() -> None:
     """The pure hearts import nothing that could touch the world (``os`` only to read wait statuses)."""
     pure = {"__future__", "dataclasses", "typing", "collections", "enum", "msgspec", "signal", "zlaunch", "os"}
-    for name in ("supervisor/core.py", "supervisor/fates.py", "agent/core.py", "agent/lines.py", "plan.py", "tables.py"):
+    minds = ("supervisor/core.py", "supervisor/schedule.py", "supervisor/state.py", "supervisor/fates.py")
+    for name in (*minds, "agent/core.py", "agent/lines.py", "plan.py", "tables.py"):
         heads = {n.split(".")[0] for n in imports(ROOT / name)}
         assert heads <= pure | {"hashlib", "json", "fnmatch"}, name
         tree = ast.parse((ROOT / name).read_text())

@@ -16,7 +16,6 @@ from worker_rig import Rig
 from zlaunch.protocol import letter
 from zlaunch.protocol.local import Ready
 from zlaunch.systems.processes import descendants
-from zlaunch.worker import linux
 
 
 @pytest.fixture(scope="module")

@@ -60,12 +60,8 @@ class Cluster:
             return [self._invite(hub, host, template, timeout) for host in self.hosts]
 
         try:
+            _open.add(self)
             self.loop.start(self.hosts, launch, timeout)
-        except OSError as error:
-            self.desk.close()
-            raise LaunchError(f"the agent could not be started: {error}") from error
-        _open.add(self)
-        try:
             self._ready.wait()
         except BaseException:
             self.stop()

@@ -188,10 +188,13 @@ class Launcher:
         traceback: TracebackType | None,
     ) -> None:
         cluster = self._shared.cluster
-        if cluster and exc is None:
-            for run in cluster.pending():
+        try:
+            for run in cluster.pending() if cluster else ():
+                if exc is not None:
+                    run.cancel()
                 run.exception()
-        self.stop()
+        finally:
+            self.stop()
 
     def on(
         self,
@@ -276,16 +279,21 @@ class Launcher:
             if missing:
                 raise ValueError(f"{', '.join(missing)}: not among the hosts that were started ({', '.join(names)})")
             hosts = tuple(HostPlan(names[plan.name], plan.name, plan.workers) for plan in hosts)
-        return cluster.submit(
-            step,
-            task,
-            self._template(step, preload),
-            hosts,
-            name=name,
-            grace=self.grace_period,
-            time_limit=self.time_limit,
-            alone=alone,
-        )
+        try:
+            return cluster.submit(
+                step,
+                task,
+                self._template(step, preload),
+                hosts,
+                name=name,
+                grace=self.grace_period,
+                time_limit=self.time_limit,
+                alone=alone,
+            )
+        except BaseException:
+            if alone:
+                cluster.stop()
+            raise
 
     def _new_cluster(self, hosts: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
         check_fields(self)

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..link.local import Wire, agent_end, pair
 from ..model import TemplateSpec
 from ..protocol.local import Answer, FromTemplate
-
-PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
-
-
-def python_command(entry: str, *arguments: str) -> list[str]:
-    """A new interpreter that runs ``module:function`` of this very zlaunch, whatever lies in the current directory."""
-    module, function = entry.split(":")
-    find = f"import sys; sys.path[0:1] = []; sys.path.append({PACKAGE_ROOT!r})"
-    code = f"{find}; from {module} import {function}; {function}()"
-    return [sys.executable, "-c", code, *arguments]
+from ..systems.interpreter import python_argv
 
 
 @dataclass
@@ -41,7 +30,7 @@ class TemplateProcess:
         output, write_end = os.pipe()
         os.set_blocking(output, False)
         guard = os.dup(2)  # our stderr ends for the supervisor only when the template is gone too, and all below it
-        command = python_command("zlaunch.worker.template:main", str(theirs.fileno()))
+        command = python_argv("zlaunch.worker.template:main", str(theirs.fileno()), "zlaunch-template")
         try:
             process = subprocess.Popen(
                 command,

@@ -120,9 +120,11 @@ class Pump:
                 return True
             if not data:
                 return False
-            size -= len(data)
             for lines, piece in stream.splitter.feed(data):
                 self._send(stream, lines, piece)
+            asked, size = min(size, READ_SIZE), size - len(data)
+            if len(data) < asked:
+                return True  # empty for now: to ask again would be a message for every few lines of a busy rank
         return True
 
     def _send(self, stream: Stream, data: bytes, piece: bool) -> None:

@@ -25,6 +25,7 @@ from ..link.local import answer_end
 from ..link.memory import map_fd
 from ..model import Seat, StartMethod, Step
 from ..protocol.envelope import unpack
+from ..systems.interpreter import python_argv
 from ..torchenv.environment import rank_environment
 from ..torchenv.threads import set_threads
 from . import linux
@@ -146,10 +147,9 @@ def _execute_python(step: Step, env: dict[str, str], seat: Seat, kept: tuple[int
     for fd in kept:
         os.set_inheritable(fd, True)
     facts = msgspec.json.encode((seat, *kept)).decode()
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    start = f"import sys; sys.path.append({home!r}); from zlaunch.worker.spawned import main; main()"
+    argv = python_argv("zlaunch.worker.spawned:main", facts)
     os.chdir(step.cwd)
-    os.execve(sys.executable, [sys.executable, "-c", start, facts], env)
+    os.execve(argv[0], argv, env)
 
 
 # --- the interpreter ------------------------------------------------------------------------------------------------
