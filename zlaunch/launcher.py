@@ -17,7 +17,7 @@ from .backends.local import agent_command
 from .cluster import Cluster, new_run_id
 from .errors import LaunchError
 from .fields import check_fields, host_names
-from .model import HostPlan, StartMethod, Step, TaskKind, TemplateSpec
+from .model import HostFacts, HostPlan, StartMethod, Step, TaskKind, TemplateSpec
 from .plan import LaunchPlan, count_workers, place_ranks, template_for
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
@@ -352,7 +352,7 @@ class Launcher:
     def _backend(self) -> str | None:
         if self.backend != "auto":
             return self.backend
-        return "nccl" if detect_facts().gpus else "gloo"
+        return "nccl" if any(facts.gpus for facts in self._facts(host_names(self.hostnames))) else "gloo"
 
     def _record_level(self) -> int:
         """The lowest level of record that anybody here wants to see: ranks send no others."""
@@ -376,9 +376,15 @@ class Launcher:
             log_level=log_level(os.environ),
         )
 
+    def _facts(self, names: Sequence[str]) -> list[HostFacts]:
+        """What the hosts have: known once the agents are there, looked up here before."""
+        cluster = self._shared.cluster
+        known = {plan.name: cluster.facts[plan.index] for plan in cluster.hosts} if cluster else {}
+        return [known.get(name) or detect_facts() for name in names]
+
     def _hosts(self) -> tuple[HostPlan, ...]:
         names = host_names(self.hostnames)
-        counts = count_workers(self.workers_per_host, names, [detect_facts() for _ in names], self.gpus_per_worker)
+        counts = count_workers(self.workers_per_host, names, self._facts(names), self.gpus_per_worker)
         return tuple(HostPlan(i, name, n) for i, (name, n) in enumerate(zip(names, counts, strict=True)))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from .errors import LaunchError
@@ -143,5 +144,4 @@ def template_for(
     )
 
 
-def _matters(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in IMPORT_VARIABLES)
+_matters = re.compile("|".join(map(fnmatch.translate, IMPORT_VARIABLES))).match

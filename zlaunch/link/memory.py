@@ -66,6 +66,11 @@ def map_fd(fd: int, size: int | None = None) -> memoryview:
     return memoryview(mmap.mmap(fd, wanted, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
 
 
+def empty_memory(size: int) -> memoryview:
+    """Writable memory of our own that takes no time to get: the kernel clears each page when it is first written."""
+    return memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
+
+
 def open_shared(pid: int, fd: int) -> int:
     """A descriptor of our own, read-only, for a memfd that another process of this host has open.
 

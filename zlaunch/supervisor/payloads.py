@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..link.hub import Hub
-from ..link.memory import map_fd, open_shared
+from ..link.memory import empty_memory, map_fd, open_shared
 from ..link.words import Gone
 from ..protocol import messages as m
 from ..protocol.frames import ATTACH_LIMIT
@@ -98,7 +98,7 @@ class Replies:
             case m.Shared() as shared:
                 data = self._open(host, shared)
             case m.Pieces() as pieces:
-                data = memoryview(bytearray(pieces.size))
+                data = empty_memory(pieces.size)
                 coming = _Coming(message.step, message.attempt, message.rank, data)
                 self.coming[host, pieces.id] = coming
         self.answers[message.step][message.rank] = Answer(message.kind, data)

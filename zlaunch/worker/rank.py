@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import importlib
 import io
 import os
 import signal
@@ -163,7 +162,9 @@ def _renew_interpreter(env: dict[str, str], pools: list[Any]) -> None:
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()  # Python's own random does it by itself
-    importlib.invalidate_caches()  # a module may have been written since the template started
+    # A folder that was not there when the template looked is forgotten; those that were are looked at by their time.
+    for folder in [folder for folder, finder in sys.path_importer_cache.items() if finder is None]:
+        del sys.path_importer_cache[folder]
     gc.enable()
 
 
