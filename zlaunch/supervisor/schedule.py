@@ -23,7 +23,7 @@ from . import happenings as on
 from .fates import choose_cause, lost_fates, provisional_fate
 from .state import Host, Run
 
-COLLECT = 0.02
+COLLECT = 0.01
 SYMPTOM_PATIENCE = 2.0
 
 
