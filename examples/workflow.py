@@ -43,7 +43,9 @@ def evaluate(weights: Weights) -> float:
 
 def main() -> None:
     """The workflow."""
-    with zlaunch.Launcher(hostnames="local", workers_per_host=4, backend="gloo") as cluster:
+    # What every rank of every step will import is imported once per host. (torch.optim brings torch._dynamo with it.)
+    preload = ("torch", "torch._dynamo", "sklearn.datasets")
+    with zlaunch.Launcher(hostnames="local", workers_per_host=4, backend="gloo", preload=preload) as cluster:
         one = cluster.on(hosts=1, workers_per_host=1)
 
         weights = cluster.run(train, lr=3e-3, epochs=8)[0]

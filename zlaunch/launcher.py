@@ -22,10 +22,10 @@ from .plan import LaunchPlan, count_workers, place_ranks, template_for
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
 from .result import LaunchResult, Run
+from .surroundings import ranks_environment, record_level, view_settings
 from .systems.detect import facts as detect_facts
 from .systems.targets import TargetError, check_import, check_module, check_program, check_script, search_path
-from .torchenv.envfile import parse_env_file
-from .view.settings import HandlerFactory, ViewName, ViewSettings, log_level
+from .view.settings import HandlerFactory, ViewName, ViewSettings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +33,8 @@ R = TypeVar("R")
 Backend = Literal["auto", "nccl", "gloo", "mpi", "ucc"]
 Where = Literal["auto", "local", "slurm", "lsf", "flux"]
 Workers = Literal["auto", "gpu", "cpu"]
+
+DEFAULT_LOG_DIR = "zlaunch_logs"
 
 DEFAULT_ENV_VARS_FOR_COPY: tuple[str, ...] = (
     "PATH",
@@ -94,7 +96,7 @@ class Launcher:
     grace_period: float = 30
     time_limit: float | None = None
     max_restarts: int = 0
-    log_dir: str | Path | None = "zlaunch_logs"
+    log_dir: str | Path | None = DEFAULT_LOG_DIR
     view: ViewName = "auto"
 
     view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
@@ -150,14 +152,14 @@ class Launcher:
 
     def submit_module(self, module: str, *argv: str, name: str | None = None) -> Run[None]:
         """``run_module`` without waiting; ``name`` as for a script."""
-        check_module(module, search_path(os.getcwd(), self._environment()))
+        check_module(module, search_path(os.getcwd(), ranks_environment(self.extra_env_vars, self.env_file)))
         return self._submit("module", (module, *argv), (), name or module)
 
     def submit_command(self, *argv: str, name: str | None = None) -> Run[None]:
         """``run_command`` without waiting; ``name`` as for a script."""
         if not argv:
             raise ValueError("run_command takes a program and its arguments")
-        check_program(argv[0], self._environment())
+        check_program(argv[0], ranks_environment(self.extra_env_vars, self.env_file))
         return self._submit("command", argv, (), name or Path(argv[0]).name)
 
     # --- agents that stay -------------------------------------------------------------------------------------------
@@ -303,7 +305,8 @@ class Launcher:
             except TargetError as error:
                 raise LaunchError(str(error)) from None
         facts = {plan.index: detect_facts() for plan in hosts}
-        cluster = Cluster(hosts, facts, self._settings())
+        settings = self.view_settings or view_settings(self.view, self.log_dir, DEFAULT_LOG_DIR, self._handlers)
+        cluster = Cluster(hosts, facts, settings)
         cluster.start(self._template(self._step("function", ()), preload), self.agent_timeout)
         return cluster
 
@@ -328,53 +331,26 @@ class Launcher:
             run_id=run,
             kind=kind,
             argv=tuple(argv),
-            env=self._environment(),
+            env=ranks_environment(self.extra_env_vars, self.env_file),
             cwd=os.getcwd(),
             sys_path=tuple(path or os.getcwd() for path in sys.path),
             backend=self._backend() if function else None,
             timeout=self.worker_timeout,
             log_token=new_run_id() * 2 if function else "",
-            log_level=self._record_level(),
+            log_level=record_level(self._handlers),
             max_restarts=self.max_restarts,
             gpus_per_worker=self.gpus_per_worker,
             gpu_memory_fraction=self.gpu_memory_fraction,
             unswap_rocr_hip=self.unswap_rocr_hip,
         )
 
-    def _environment(self) -> dict[str, str]:
-        env = dict(os.environ)  # for this machine: all of it; copy_env_vars chooses what goes to others
-        env.update(self.extra_env_vars or {})
-        if self.env_file is not None:
-            path = Path(self.env_file)
-            env.update(parse_env_file(path.read_text(), env, str(path)))
-        return env
-
     def _backend(self) -> str | None:
         if self.backend != "auto":
             return self.backend
-        return "nccl" if any(facts.gpus for facts in self._facts(host_names(self.hostnames))) else "gloo"
-
-    def _record_level(self) -> int:
-        """The lowest level of record that anybody here wants to see: ranks send no others."""
-        if self._handlers is not None:
-            return logging.DEBUG
-        levels = [log_level(os.environ)]
-        for name, logger in logging.Logger.manager.loggerDict.items():
-            ours = name == "zlaunch" or name.startswith("zlaunch.")
-            if ours and isinstance(logger, logging.Logger) and logger.level:
-                levels.append(logger.level)
-        return min(levels)
-
-    def _settings(self) -> ViewSettings:
-        if self.view_settings is not None:
-            return self.view_settings
-        log_dir = os.environ.get("ZLAUNCH_LOG_DIR", self.log_dir) if self.log_dir == "zlaunch_logs" else self.log_dir
-        return ViewSettings(
-            view=self.view,
-            log_dir=os.fspath(log_dir) if log_dir else None,
-            handlers=self._handlers,
-            log_level=log_level(os.environ),
-        )
+        hosts = self._hosts()
+        facts = self._facts([host.name for host in hosts])
+        enough = all(len(f.gpus) >= h.workers * self.gpus_per_worker for h, f in zip(hosts, facts, strict=True))
+        return "nccl" if enough else "gloo"  # two ranks cannot share a GPU in nccl
 
     def _facts(self, names: Sequence[str]) -> list[HostFacts]:
         """What the hosts have: known once the agents are there, looked up here before."""
