@@ -366,6 +366,7 @@ def test_on_another_size(cluster: zlaunch.Launcher) -> None:
         ({"grace_period": -1}, "grace_period"),
         ({"time_limit": 0}, "time_limit"),
         ({"gpu_memory_fraction": 1.5}, "gpu_memory_fraction"),
+        ({"gpu_memory_fraction": 0.5}, "no GPU on localhost"),
         ({"max_restarts": -1}, "max_restarts"),
     ],
 )

@@ -22,7 +22,7 @@ from typing import TextIO
 
 import pytest
 
-from zlaunch.events import AgentLost, Event, Notice, Output, RankEnded, RunEnded, RunRestarting, RunStarted
+from zlaunch.events import AgentLost, Event, Notice, Output, RankEnded, Redrawn, RunEnded, RunRestarting, RunStarted
 from zlaunch.model import Fate, FateKind, HostPlan
 from zlaunch.view.desk import Desk
 from zlaunch.view.settings import ViewSettings
@@ -117,6 +117,16 @@ def test_streams_go_to_their_streams_and_credit_comes_back() -> None:
         assert here.out.getvalue() == b"[rank 0] a\n[rank 0] b\n"
         assert here.err.getvalue() == b"[rank 0] warn\n"
         assert here.credit == {"node": 8}
+
+
+def test_a_line_that_redraws_itself_is_for_eyes_only(tmp_path: Path) -> None:
+    with office(ViewSettings(log_dir=str(tmp_path))) as here:
+        here.tell(started(1), Redrawn(0.0, "r1", 0, 0, "node", "err", "45%"), output(b"100%\n", stream="err"), ended(0))
+        assert here.settled()
+        assert here.err.getvalue() == b"[rank 0] 45%\n[rank 0] 100%\n"
+        (file,) = tmp_path.glob("*/node[[]0].log")
+        assert file.read_bytes() == b"100%\n"
+        assert here.desk.last_output("r1", 0) == ["100%"]
 
 
 def test_a_lonely_line_is_shown_without_anything_else_happening() -> None:

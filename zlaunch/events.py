@@ -76,6 +76,21 @@ class Output(Struct, frozen=True, tag="output"):
     piece: bool = False
 
 
+class Redrawn(Struct, frozen=True, tag="redrawn"):
+    """The present state of a line that redraws itself with ``\\r``, told every few seconds until it is finished.
+
+    Then its last state comes as ``Output``, as any line; this is for eyes only, and belongs in no file.
+    """
+
+    at: float
+    run: str
+    rank: int
+    local_rank: int
+    hostname: str
+    stream: StreamName
+    text: str
+
+
 class Record(Struct, frozen=True, tag="record"):
     """A ``logging`` record of a rank, as it was made there."""
 
@@ -142,6 +157,7 @@ Event: TypeAlias = (
     | RunStarted
     | RankStarted
     | Output
+    | Redrawn
     | Record
     | RankEnded
     | RunRestarting

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .errors import LaunchError
+from .model import HostFacts
 from .systems.machine import is_this_machine
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -35,6 +36,17 @@ def check_fields(launcher: object) -> None:
     fraction = getattr(launcher, "gpu_memory_fraction")  # noqa: B009 - as above: any object with the fields
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"gpu_memory_fraction is {fraction!r}; it is above 0 and at most 1")
+
+
+def check_gpu_memory(fraction: float | None, kind: str, hosts: Mapping[str, HostFacts]) -> None:
+    """Whether ``gpu_memory_fraction`` can be had: PyTorch sets it, in its own process, on a GPU. Raises as above."""
+    if fraction is None:
+        return
+    if kind == "command":
+        raise ValueError("gpu_memory_fraction is for functions, scripts and modules: in a program nobody would set it")
+    without = [name for name, facts in hosts.items() if not facts.gpus]
+    if without:
+        raise LaunchError(f"gpu_memory_fraction is {fraction!r}, and there is no GPU on {', '.join(without)}")
 
 
 def host_names(hostnames: Sequence[str] | str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from .backends.local import agent_command
 from .cluster import Cluster, new_run_id
 from .errors import LaunchError
-from .fields import check_fields, host_names
+from .fields import check_fields, check_gpu_memory, host_names
 from .model import HostFacts, HostPlan, StartMethod, Step, TaskKind, TemplateSpec
 from .plan import LaunchPlan, count_workers, place_ranks, template_for
 from .protocol.envelope import Buffer
@@ -269,6 +269,7 @@ class Launcher:
     def _submit(self, kind: TaskKind, argv: Sequence[str], task: Sequence[Buffer], name: str) -> Run[Any]:
         check_fields(self)
         hosts = self._hosts()
+        check_gpu_memory(self.gpu_memory_fraction, kind, {h.name: self._facts([h.name])[0] for h in hosts})
         step = self._step(kind, argv)
         cluster = self._shared.cluster
         alone = cluster is None

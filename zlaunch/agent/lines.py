@@ -19,6 +19,8 @@ class LineSplitter:
         self.parts: list[bytes] = []
         self.held = 0
         self.binary = False
+        self.redraws = False
+        """Whether the line that is not finished has redrawn itself."""
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """Whole lines of what came, as ``(bytes, piece)``; a piece is part of too long a line, without an end."""
@@ -27,7 +29,7 @@ class LineSplitter:
         ready: list[tuple[bytes, bool]] = []
         if end:
             lines = b"".join((*self.parts, data[:end]))
-            self.parts, self.held = [], 0
+            self.parts, self.held, self.redraws = [], 0, False
             ready.append((lines if self.binary else last_states(lines), False))
         rest = data[end:] if end else data
         if rest:
@@ -38,14 +40,19 @@ class LineSplitter:
             self.parts, self.held = [whole[self.limit :]], len(whole) - self.limit
         return ready
 
+    def state(self) -> bytes:
+        """What a terminal would show of the line that is not finished."""
+        return last_state(b"".join(self.parts)).rstrip(b"\r")
+
     def finish(self) -> bytes:
         """What is left without a line end."""
         rest = b"".join(self.parts)
-        self.parts, self.held = [], 0
+        self.parts, self.held, self.redraws = [], 0, False
         return rest if self.binary else last_state(rest)
 
     def _hold(self, rest: bytes) -> None:
         if b"\r" in rest and not self.binary:
+            self.redraws = True
             rest = last_state(b"".join((*self.parts, rest)))
             self.parts, self.held = [], 0
         self.parts.append(rest)

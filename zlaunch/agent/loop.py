@@ -16,10 +16,10 @@ from typing import assert_never
 
 import msgspec
 
-from ..link.hub import Invitation
 from ..link.local import answer_end, pair
 from ..link.memory import Probe
 from ..link.spoke import Lost, PieceCame, Refused, Spoke, Told
+from ..link.words import Invitation
 from ..model import Survivor
 from ..protocol import local
 from ..protocol import messages as m

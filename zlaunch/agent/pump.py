@@ -25,6 +25,10 @@ PIPE_SIZE = 1 << 20
 READ_SIZE = 1 << 20
 FRAME = 1 << 20
 F_SETPIPE_SZ = 1031
+STATE_EVERY = 5.0
+"""Seconds between two looks at a line that redraws itself, such as a progress bar."""
+STATE_SIZE = 500
+"""Bytes of it that are shown."""
 
 SendLog = Callable[[Log, list[bytes]], None]
 
@@ -40,6 +44,8 @@ class Stream:
     splitter: LineSplitter = field(default_factory=LineSplitter)
     due: float | None = None
     """When it is to be emptied; ``None`` while it is quiet."""
+    state_due: float | None = None
+    """When the state of a line that redraws itself is to be shown next."""
 
 
 class Pump:
@@ -83,6 +89,7 @@ class Pump:
             if stream.due is not None and stream.due <= now and self.credit > 0:
                 stream.due = None
                 self._empty(stream)
+                self._show_state(stream, now)
 
     def drain(self, step: str, rank: int) -> None:
         """A rank is dead: forward what its pipes hold now, its unfinished lines too.
@@ -111,6 +118,16 @@ class Pump:
                 self._send(stream, rest, piece=False)
             os.close(stream.fd)
 
+    def _show_state(self, stream: Stream, now: float) -> None:
+        """A bar that is finished soon is shown once, as the line that it has become; a long one now and then."""
+        if not stream.splitter.redraws:
+            stream.state_due = None
+        elif stream.state_due is None:
+            stream.state_due = now + STATE_EVERY
+        elif stream.state_due <= now:
+            stream.state_due = now + STATE_EVERY
+            self._send(stream, stream.splitter.state()[:STATE_SIZE], piece=False, redraw=True)
+
     def _read(self, stream: Stream, size: int) -> bool:
         """Forward up to ``size`` bytes; False at the pipe's end."""
         while size > 0:
@@ -127,10 +144,10 @@ class Pump:
                 return True  # empty for now: to ask again would be a message for every few lines of a busy rank
         return True
 
-    def _send(self, stream: Stream, data: bytes, piece: bool) -> None:
+    def _send(self, stream: Stream, data: bytes, piece: bool, redraw: bool = False) -> None:
         self.sent += 1
         self.credit -= len(data)
-        log = Log(self.sent, stream.step, stream.rank, stream.name, time.monotonic(), len(data), piece)
+        log = Log(self.sent, stream.step, stream.rank, stream.name, time.monotonic(), len(data), piece, redraw)
         if len(data) <= FRAME:
             self.send(log, [data])
         else:

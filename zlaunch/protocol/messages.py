@@ -248,6 +248,8 @@ class Log(Struct, frozen=True, tag="log"):
     at: float
     size: int
     piece: bool = False
+    redraw: bool = False
+    """These are no lines, but the present state of one that redraws itself."""
 
 
 Bulk: TypeAlias = Piece | Log

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias, assert_never
 
-from ..events import Event, Level, Notice, RunEnded
+from ..events import Event, Level, Notice, Output, RunEnded
 from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
 from ..link.memory import Probe
 from ..model import AgentCommand, HostPlan
@@ -205,9 +205,9 @@ class SupervisorLoop:
 
     def _log_came(self, host: int, log: m.Log, data: Sequence[bytes | bytearray | memoryview]) -> None:
         event = self.core.schedule.output(host, log, b"".join(data))
-        if event is None:
-            self._give_credit(self.names[host], log.size)
-        else:
+        if not isinstance(event, Output):
+            self._give_credit(self.names[host], log.size)  # who writes an Output gives its credit back
+        if event is not None:
             self.emit(event)
         self._handle(on.LogsSeen(host, log.number))
 

@@ -305,7 +305,7 @@ class Schedule:
             effects += self._settle(run, now)
         return effects
 
-    def output(self, index: int, log: m.Log, data: bytes) -> ev.Output | None:
+    def output(self, index: int, log: m.Log, data: bytes) -> ev.Output | ev.Redrawn | None:
         """A log message as an event; ``None`` where its run or rank is not this host's, or is over."""
         host = self.hosts[index]
         run = self.runs.get(log.step)
@@ -314,6 +314,9 @@ class Schedule:
             return None
         at = log.at - host.clock_offset
         name = host.plan.name
+        if log.redraw:
+            text = data.decode(errors="replace")
+            return ev.Redrawn(at, log.step, log.rank, seat.local_rank, name, log.stream, text)
         return ev.Output(at, log.step, log.rank, seat.local_rank, name, log.stream, data, log.piece)
 
     # --- helpers ----------------------------------------------------------------------------------------------------

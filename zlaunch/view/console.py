@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from ..events import AgentLost, Event, Notice, Output, RankEnded, Record, RunEnded, RunRestarting, RunStarted
+from ..events import AgentLost, Event, Notice, Output, RankEnded, Record, Redrawn, RunEnded, RunRestarting, RunStarted
 from ..model import StreamName
 from .folding import Folder, Shown, span_words
 from .settings import ViewSettings
@@ -109,6 +109,11 @@ class Console:
             case Output():
                 if (run := self._runs.get(event.run)) is not None:
                     self._add(run.output(event, now))
+            case Redrawn():
+                line = event.text.encode(errors="replace") + b"\n"
+                whose = (event.at, event.run, event.rank, event.local_rank, event.hostname, event.stream)
+                if (run := self._runs.get(event.run)) is not None:
+                    self._add(run.output(Output(*whose, line), now))
             case RunStarted():
                 self._start(event)
             case RankEnded():

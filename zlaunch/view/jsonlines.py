@@ -6,6 +6,8 @@ Every object has ``v`` (1, risen with every change that a reader would notice), 
 - ``output``: ``run rank local_rank hostname stream`` (``out`` or ``err``) and ``text``, one printed line
   without its end; bytes that are not UTF-8 are replaced. A line of over 16 MiB comes in parts, all but the
   last with ``piece``.
+- ``redrawn``: ``run rank local_rank hostname stream text``: what is visible of a line that redraws itself with
+  ``\r``, every few seconds until it is finished and comes as ``output``.
 - ``record``: a ``logging`` record: ``run rank local_rank hostname name level created message``, and where
   they are known ``handled exc_text pathname lineno func``.
 - ``run-started``: ``run name hosts restart``; a host has ``index name workers``.

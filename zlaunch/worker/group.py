@@ -56,7 +56,7 @@ class Meeting(Struct, frozen=True):
 def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
     """Choose the rank's GPU and make its process group, if the step wants one; ``place`` is the host's memfd."""
     if step.backend == "nccl" or step.gpu_memory_fraction is not None:
-        _choose_gpu(step, seat)
+        choose_gpu(step, seat)
     if not step.backend:
         return None
     import torch.distributed as dist
@@ -116,7 +116,8 @@ def _stores_over_tcp(seat: Seat, timeout: timedelta) -> tuple[Store, Store]:
     return PrefixStore("zlaunch/group", store), meetings
 
 
-def _choose_gpu(step: Step, seat: Seat) -> None:
+def choose_gpu(step: Step, seat: Seat) -> None:
+    """Make the rank's own GPU the current one, and bound what it may take of its memory."""
     import torch
 
     device = 0 if step.gpus_per_worker > 1 else seat.local_rank

@@ -9,14 +9,17 @@ import runpy
 import sys
 from types import CodeType
 
-from ..model import Step
+from ..model import Seat, Step
 from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip
+from .group import choose_gpu
 from .voice import Voice
 
 
-def run_program(step: Step, voice: Voice) -> Ending:
+def run_program(step: Step, seat: Seat, voice: Voice) -> Ending:
     """Run the script or module of a step in this process's ``__main__``, and tell how it ended."""
     try:
+        if step.gpu_memory_fraction is not None:
+            choose_gpu(step, seat)
         if step.kind == "module":
             _run_module(step.argv[0])
         else:

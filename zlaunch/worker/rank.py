@@ -86,7 +86,7 @@ def live(step: Step, seat: Seat, frames: list[memoryview], answer: int, meeting:
         from .program import run_program
 
         frames.clear()
-        ending = run_program(step, voice)
+        ending = run_program(step, seat, voice)
     finish(ending, voice)
 
 

@@ -1,0 +1,88 @@
+"""An agent's pump over real pipes, its clock in the test's hands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from zlaunch.agent.pump import BATCH, STATE_EVERY, Pump
+from zlaunch.protocol.messages import Log
+
+
+class Rank:
+    """A pump with one rank's stdout, and what it sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Log, bytes]] = []
+        self.pump = Pump(lambda log, data: self.sent.append((log, b"".join(data))))
+        self.pump.credit = 1 << 20
+        self.write_end = self.pump.open("step", 0, "out")
+
+    def prints(self, data: bytes, now: float) -> None:
+        os.write(self.write_end, data)
+        for fd in list(self.pump.watched()):
+            self.pump.readable(fd, now)
+        self.pump.tick(now + BATCH)
+
+    def lines(self) -> list[bytes]:
+        return [data for log, data in self.sent if not log.redraw]
+
+    def states(self) -> list[bytes]:
+        return [data for log, data in self.sent if log.redraw]
+
+
+@pytest.fixture
+def rank() -> Iterator[Rank]:
+    made = Rank()
+    yield made
+    os.close(made.write_end)
+    made.pump.close("step")
+
+
+def test_a_pipe_that_woke_us_is_left_alone_for_a_moment(rank: Rank) -> None:
+    (fd,) = rank.pump.watched()
+    os.write(rank.write_end, b"a\n")
+    rank.pump.readable(fd, 1.0)
+    assert not rank.pump.watched()
+    assert rank.pump.deadline() == 1.0 + BATCH
+    os.write(rank.write_end, b"b\n")
+    rank.pump.tick(1.0 + BATCH)
+    assert rank.lines() == [b"a\nb\n"]
+    assert list(rank.pump.watched()) == [fd]
+
+
+def test_without_credit_nothing_is_read_until_there_is_some(rank: Rank) -> None:
+    rank.pump.credit = 0
+    assert not rank.pump.watched()
+    rank.pump.credit = 1
+    rank.prints(b"more than one byte\n", 1.0)
+    assert rank.lines() == [b"more than one byte\n"]
+    assert rank.pump.credit < 0
+    assert not rank.pump.watched()
+
+
+def test_a_dead_ranks_pipe_is_emptied_without_credit(rank: Rank) -> None:
+    rank.pump.credit = 0
+    os.write(rank.write_end, b"last words")
+    rank.pump.drain("step", 0)
+    assert rank.lines() == [b"last words"]
+
+
+def test_a_short_progress_bar_is_one_line(rank: Rank) -> None:
+    for percent in range(100):
+        rank.prints(b"\r%d%%" % percent, percent * STATE_EVERY / 200)
+    rank.prints(b"\n", STATE_EVERY)
+    assert rank.lines() == [b"99%\n"]
+    assert rank.states() == []
+
+
+def test_a_long_progress_bar_is_seen_now_and_then(rank: Rank) -> None:
+    for second in range(12):
+        rank.prints(b"\r%d of 12" % second, float(second))
+    rank.prints(b"\rdone\n", 12.0)
+    rank.prints(b"an ordinary line\n", 30.0)
+    rank.prints(b"a prompt without an end", 40.0)
+    assert rank.states() == [b"5 of 12", b"10 of 12"]
+    assert rank.lines() == [b"done\n", b"an ordinary line\n"]
