@@ -273,6 +273,112 @@ def test_a_message_of_an_earlier_attempt_is_not_taken_for_this_one() -> None:
     assert pair.ended[0].outcome == "succeeded"
 
 
+def test_a_run_that_is_cancelled_while_it_fails_is_not_started_again() -> None:
+    pair = connected(2)
+    pair.hosts[0].ignores_sigterm = {0}
+    pair.submit(order("r", pair, max_restarts=3))
+    pair.hosts[0].exits(1, 7)
+    pair.advance(0.03)
+    pair.feed(on.Cancelled("r", 0.0))
+    assert [e.outcome for e in pair.ended] == ["failed"]
+    assert not pair.hosts[0].alive
+
+
+def test_a_host_dies_while_a_result_is_on_its_way() -> None:
+    pair = connected(1, 1)
+    pair.submit(order("r", pair))
+    pair.feed(on.AgentSaid(1, m.Answered("r", 0, 1, "value", 1.0, payload=m.Pieces(1, 9)), pending=True))
+    pair.hosts[1].returns(1)
+    pair.hosts[0].returns(0)
+    assert not pair.ended, "a result is awaited"
+    pair.gone(pair.hosts[1], "its agent was killed by SIGKILL")
+    pair.advance(0.03)
+    assert [e.outcome for e in pair.ended] == ["lost"]
+
+
+def test_a_run_that_comes_too_late_is_cancelled() -> None:
+    pair = connected(1)
+    pair.feed(on.Closing())
+    pair.submit(order("s", pair))
+    assert [(e.run, e.outcome) for e in pair.ended] == [("s", "cancelled")]
+
+
+def test_who_waits_behind_a_run_that_is_given_up_is_started() -> None:
+    pair = connected(1, 1)
+    pair.submit(order("a", pair, 0))
+    pair.submit(order("b", pair))
+    pair.submit(order("c", pair, 1))
+    pair.feed(on.Cancelled("b"))
+    assert list(pair.hosts[1].alive.values()) == [("c", 0)]
+
+
+def test_who_waits_behind_a_lost_host_is_started_elsewhere() -> None:
+    pair = connected(1, 1)
+    pair.submit(order("a", pair, 0))
+    pair.submit(order("b", pair))
+    pair.submit(order("c", pair, 1))
+    pair.gone(pair.hosts[0], "its agent was killed by SIGKILL")
+    pair.advance(0.03)
+    assert {e.run: e.outcome for e in pair.ended} == {"a": "lost", "b": "lost"}
+    assert list(pair.hosts[1].alive.values()) == [("c", 0)]
+
+
+def test_a_rank_s_own_error_stays_the_cause_when_its_host_dies_after_it() -> None:
+    pair = connected(2)
+    pair.hosts[0].ignores_sigterm = {0, 1}
+    pair.submit(order("r", pair))
+    pair.hosts[0].raises(0, "ValueError: mine", ends=False)
+    pair.advance(0.03)
+    pair.gone(pair.hosts[0], "its agent was killed by SIGKILL")
+    (ended,) = pair.ended
+    assert ended.cause is not None
+    assert (ended.outcome, ended.cause.kind, ended.cause.text) == ("failed", FateKind.RAISED, "ValueError: mine")
+
+
+def test_an_error_that_was_told_stays_the_cause_when_the_template_dies_after_it() -> None:
+    pair = connected(2)
+    pair.submit(order("r", pair))
+    pair.hosts[0].raises(0, "ValueError: mine", ends=False)
+    pair.hosts[0].template_dies()
+    pair.advance(0.03)
+    assert pair.ended[0].cause is not None
+    assert (pair.ended[0].outcome, pair.ended[0].cause.text) == ("failed", "ValueError: mine")
+
+
+def test_a_result_that_cannot_be_taken_over_is_a_failure() -> None:
+    pair = connected(1)
+    pair.submit(order("r", pair))
+    pair.to_supervisor(pair.hosts[0], m.Answered("r", 0, 0, "unpicklable", 1.0, "no descriptors left"))
+    pair.hosts[0].returns(0)
+    assert pair.ended[0].cause is not None
+    assert (pair.ended[0].outcome, pair.ended[0].cause.kind) == ("failed", FateKind.UNPICKLABLE)
+
+
+def test_a_rank_that_sigkill_does_not_end_is_given_up() -> None:
+    pair = connected(2)
+    pair.hosts[0].immortal = {1}
+    pair.submit(order("r", pair))
+    pair.feed(on.Cancelled("r", 0.0))
+    assert not pair.ended
+    pair.advance(5.1)
+    assert pair.ended[0].outcome == "cancelled"
+    assert [f.text for f in pair.ended[0].fates if f.rank == 1] == ["it did not die of SIGKILL"]
+
+
+def test_a_template_that_hangs_in_a_fork_is_ended() -> None:
+    pair = connected(1)
+    pair.hosts[0].forks = False
+    pair.submit(order("r", pair))
+    pair.feed(on.Cancelled("r", 0.0))
+    pair.advance(5.1)
+    assert pair.ended[0].outcome == "cancelled"
+    pair.hosts[0].forks = True
+    pair.hosts[0].alive.clear()
+    pair.submit(order("s", pair))
+    pair.hosts[0].returns(0)
+    assert pair.ended[1].outcome == "succeeded"
+
+
 def test_illegal_transition_raises_and_changes_nothing() -> None:
     machine = Machine(RUN_TABLE, RunState.QUEUED)
     with pytest.raises(IllegalTransition, match="hosts closed"):

@@ -123,7 +123,7 @@ def test_no_core_does_io() -> None:
     """The pure hearts import nothing that could touch the world (``os`` only to read wait statuses)."""
     pure = {"__future__", "dataclasses", "typing", "collections", "enum", "msgspec", "signal", "zlaunch", "os"}
     minds = ("supervisor/core.py", "supervisor/schedule.py", "supervisor/state.py", "supervisor/fates.py")
-    for name in (*minds, "agent/core.py", "agent/lines.py", "plan.py", "tables.py"):
+    for name in (*minds, "agent/core.py", "agent/rank.py", "agent/lines.py", "plan.py", "tables.py"):
         heads = {n.split(".")[0] for n in imports(ROOT / name)}
         assert heads <= pure | {"hashlib", "json", "fnmatch", "re"}, name
         tree = ast.parse((ROOT / name).read_text())

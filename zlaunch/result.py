@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, overload
 
@@ -187,7 +188,10 @@ class Run(Generic[R]):
             self._over.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except BaseException:  # one caller's trouble is not the next one's, nor the desk's
+                traceback.print_exc()
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 

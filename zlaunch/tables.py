@@ -108,6 +108,8 @@ RANK_TABLE: dict[tuple[RankState, str], RankState] = {
     (RankState.RUNNING, "answered"): RankState.ANSWERED,
     (RankState.RUNNING, "exited"): RankState.DRAINING,
     (RankState.ANSWERED, "exited"): RankState.DRAINING,
+    (RankState.RUNNING, "given up"): RankState.ENDED,
+    (RankState.ANSWERED, "given up"): RankState.ENDED,
     (RankState.DRAINING, "drained"): RankState.ENDED,
 }
 

@@ -7,36 +7,25 @@ A rank's end is told only when its pipes have been emptied; a step's end only wh
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
-from ..model import Fate, FateKind, Seat, Survivor, TemplateSpec
+from ..model import FateKind, Survivor, TemplateSpec
 from ..protocol import messages as m
-from ..tables import RANK_TABLE, STEP_TABLE, Machine, RankState, StepState
+from ..tables import STEP_TABLE, Machine, RankState, StepState
 from . import effects as do
 from . import happenings as on
+from .rank import Rank, fate_of, verdict
 
 ORPHAN_GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL where the supervisor is gone."""
 
+KILL_PATIENCE = 5.0
+"""Seconds from SIGKILL to the moment when a rank that has not died (one that hangs in a driver) is given up."""
+
 Key = tuple[str, int]
 """A step and its attempt."""
-
-
-@dataclass
-class Rank:
-    """One rank of the step at hand."""
-
-    seat: Seat
-    pid: int = 0
-    answer: on.RankAnswered | None = None
-    fate: Fate | None = None
-    signalled: bool = False
-    answered_late: bool = False
-    """Its answer came after our signal."""
-    machine: Machine[RankState] = field(default_factory=lambda: Machine(RANK_TABLE, RankState.WAITING))
 
 
 @dataclass
@@ -50,6 +39,7 @@ class HostStep:
     letter_there: bool = False
     stopping: bool = False
     kill_at: float | None = None
+    give_up_at: float | None = None
     machine: Machine[StepState] = field(default_factory=lambda: Machine(STEP_TABLE, StepState.PREPARING))
 
 
@@ -66,7 +56,8 @@ class AgentCore:
 
     def deadline(self) -> float | None:
         """When ``handle`` wants to be called with a Tick at the latest."""
-        return self.step.kill_at if self.step else None
+        times = (self.step.kill_at, self.step.give_up_at) if self.step else ()
+        return min((t for t in times if t is not None), default=None)
 
     def handle(self, event: on.Happening, now: float) -> list[do.Effect]:
         """What to do about ``event``."""
@@ -155,8 +146,7 @@ class AgentCore:
         if step.machine.state is not StepState.RUNNING:
             return []
         if grace <= 0:
-            step.kill_at = None
-            return self._signal_all(step, signal.SIGKILL)
+            return self._kill_all(step, now)
         first = step.kill_at is None
         step.kill_at = now + grace if first else min(now + grace, step.kill_at or now)
         return self._signal_all(step, signal.SIGTERM) if first else []
@@ -191,7 +181,7 @@ class AgentCore:
         for rank in step.ranks.values():
             if rank.machine.state is RankState.FORKING:
                 rank.machine.move("dropped")
-                rank.fate = self._fate(rank, FateKind.LOST, now, text=event.text)
+                rank.fate = fate_of(rank, FateKind.LOST, now, text=event.text)
                 effects.append(do.Ended(step.key, rank.fate))
         return effects + self._all_ended()
 
@@ -219,7 +209,7 @@ class AgentCore:
 
     def _rank_forked(self, event: on.RankForked, now: float) -> list[do.Effect]:
         step, rank = self._rank(event.key, event.rank)
-        if step is None or rank is None:
+        if step is None or rank is None or not rank.machine.can("forked"):
             return []
         rank.machine.move("forked")
         rank.pid = event.pid
@@ -244,37 +234,8 @@ class AgentCore:
         if step is None or rank is None or not rank.machine.can("exited"):
             return []
         rank.machine.move("exited")
-        rank.fate = self._verdict(rank, event)
+        rank.fate = verdict(rank, event, step.answers)
         return [do.Drain(step.key, event.rank)]
-
-    def _verdict(self, rank: Rank, event: on.RankExited) -> Fate:
-        """What the exit status and the answer together say."""
-        answer, stopped = rank.answer, rank.signalled
-        if event.status is None:
-            return self._fate(rank, FateKind.LOST, event.at, text=event.text, stopped=stopped)
-        number = os.WTERMSIG(event.status) if os.WIFSIGNALED(event.status) else None
-        code = None if number is not None else os.waitstatus_to_exitcode(event.status)
-        if answer and answer.kind != "value":
-            kind = FateKind.RAISED if answer.kind == "exception" else FateKind.UNPICKLABLE
-            if rank.signalled and not rank.answered_late:
-                code, number = 1, None  # it had failed by itself; that we ended it afterwards says nothing of it
-            return self._fate(
-                rank,
-                kind,
-                answer.at,
-                code=code,
-                number=number,
-                text=answer.text,
-                symptom=answer.symptom,
-                stopped=rank.answered_late,
-            )
-        if number is not None:
-            return self._fate(
-                rank, FateKind.SIGNALED, event.at, number=number, oom=event.out_of_memory, stopped=stopped
-            )
-        if code == 0 and (answer or not self._expects_answers()):
-            return self._fate(rank, FateKind.RETURNED, event.at, code=0)
-        return self._fate(rank, FateKind.EXITED, event.at, code=code, stopped=stopped)
 
     def _rank_drained(self, event: on.RankDrained) -> list[do.Effect]:
         step, rank = self._rank(event.key, event.rank)
@@ -300,7 +261,7 @@ class AgentCore:
         effects: list[do.Effect] = []
         for rank in step.ranks.values():
             rank.machine.move("dropped")
-            rank.fate = self._fate(rank, kind, now, text=text, stopped=step.stopping)
+            rank.fate = fate_of(rank, kind, now, text=text, stopped=step.stopping)
             effects.append(do.Ended(step.key, rank.fate))
         step.machine.move("dropped")
         return [*effects, do.Sweep(step.key)]
@@ -332,47 +293,39 @@ class AgentCore:
 
     def _tick(self, now: float) -> list[do.Effect]:
         step = self.step
-        if step is None or step.kill_at is None or now < step.kill_at:
+        if step is None:
             return []
+        if step.kill_at is not None and now >= step.kill_at:
+            return self._kill_all(step, now)
+        if step.give_up_at is not None and now >= step.give_up_at:
+            return self._give_up(step, now)
+        return []
+
+    def _kill_all(self, step: HostStep, now: float) -> list[do.Effect]:
         step.kill_at = None
+        step.give_up_at = step.give_up_at or now + KILL_PATIENCE
         return self._signal_all(step, signal.SIGKILL)
+
+    def _give_up(self, step: HostStep, now: float) -> list[do.Effect]:
+        """Ranks that SIGKILL does not end are not waited for; the sweep names them as survivors."""
+        step.give_up_at = None
+        effects: list[do.Effect] = []
+        if any(rank.machine.state is RankState.FORKING for rank in step.ranks.values()):
+            effects.append(do.EndTemplate())  # it hangs
+            self.template_state = "none"
+        for rank in step.ranks.values():
+            word = "given up" if rank.machine.can("given up") else "dropped"
+            if rank.machine.can(word):
+                rank.machine.move(word)
+                rank.fate = fate_of(rank, FateKind.LOST, now, text="it did not die of SIGKILL", stopped=True)
+                effects.append(do.Ended(step.key, rank.fate))
+        return effects + self._all_ended()
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
     def _current(self, key: Key) -> HostStep | None:
         return self.step if self.step and self.step.key == key else None
 
-    def _expects_answers(self) -> bool:
-        return self.step is not None and self.step.answers
-
     def _rank(self, key: Key, number: int) -> tuple[HostStep | None, Rank | None]:
         step = self._current(key)
         return step, step.ranks.get(number) if step else None
-
-    def _fate(
-        self,
-        rank: Rank,
-        kind: FateKind,
-        at: float,
-        *,
-        code: int | None = None,
-        number: int | None = None,
-        oom: bool = False,
-        stopped: bool = False,
-        symptom: bool = False,
-        text: str = "",
-    ) -> Fate:
-        return Fate(
-            rank=rank.seat.rank,
-            local_rank=rank.seat.local_rank,
-            hostname=rank.seat.hostname,
-            pid=rank.pid,
-            kind=kind,
-            at=at,
-            exit_code=code,
-            signal=number,
-            out_of_memory=oom,
-            stopped=stopped,
-            symptom=symptom,
-            text=text,
-        )

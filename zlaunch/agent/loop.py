@@ -20,7 +20,7 @@ from ..link.local import answer_end, pair
 from ..link.memory import Probe
 from ..link.spoke import Lost, PieceCame, Refused, Spoke, Told
 from ..link.words import Invitation
-from ..model import Survivor
+from ..model import Survivor, signal_name
 from ..protocol import local
 from ..protocol import messages as m
 from ..protocol.bootstrap import Bootstrap
@@ -30,13 +30,15 @@ from . import effects as do
 from . import happenings as on
 from .core import AgentCore
 from .payloads import Payloads
-from .processes import OomWatch, RankProcess, TemplateProcess
+from .processes import OomWatch, RankProcess, TemplateProcess, signal_pipe
 from .pump import Pump
 
 Key = tuple[str, int]
 
 NO_SHARED_MEMORY = "ZLAUNCH_NO_SHARED_MEMORY"
 """Set in an agent's environment: payloads travel over the wire also where they could pass as memfds."""
+FORKS_AT_ONCE = 32
+"""Forks that the template has been asked for and has not told of: more would fill the sockets of both, each waiting."""
 
 
 class AgentLoop:
@@ -48,12 +50,14 @@ class AgentLoop:
         self.queue: deque[on.Happening] = deque()
         self.template: TemplateProcess | None = None
         self.ranks: dict[tuple[Key, int], RankProcess] = {}
+        self.forks: deque[do.Fork] = deque()
+        self.unborn = 0
         self.ports: dict[Key, socket.socket] = {}
         self.attached: memoryview | bytes | None = None
         self.oom: OomWatch | None = None
         self.status: int | None = None
         self.stdin_is_link = bootstrap.stdin_is_link
-        self.signals = _signal_pipe()
+        self.signals = signal_pipe()
         invitation = msgspec.json.decode(bootstrap.invitation, type=Invitation)
         self.spoke = Spoke(invitation)
         self.pump = Pump(self.spoke.send_log)
@@ -185,13 +189,20 @@ class AgentLoop:
             case local.Forked():
                 self._forked(message, fds)
             case local.Exited():
+                if not message.pid:
+                    self._born()
                 self._exited((message.step, message.attempt), message.rank, message.status)
             case _:
                 raise ValueError(f"a template said {message!r}")
 
     def _forked(self, message: local.Forked, fds: list[int]) -> None:
         key = (message.step, message.attempt)
-        rank = self.ranks[key, message.rank]
+        self._born()
+        rank = self.ranks.get((key, message.rank))
+        if rank is None:  # it had been given up
+            for fd in fds:
+                os.close(fd)
+            return
         rank.pid, rank.pidfd = message.pid, fds[0]
         self.post(on.RankForked(key, message.rank, message.pid))
 
@@ -249,11 +260,12 @@ class AgentLoop:
     def _template_died(self, template: TemplateProcess) -> None:
         """Its end-of-file: its ranks die with it (PDEATHSIG), are adopted by us, and reaped here."""
         self.template = None
+        self._no_forks()
         status = template.process.wait()
         with suppress(OSError):
             self._template_printed(template)
         template.close()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
         text = f"its fork template {how}"
         if template.said:
             text += f": {template.said.decode(errors='replace').strip()}"
@@ -272,13 +284,15 @@ class AgentLoop:
             case do.RunTemplate(spec):
                 self._end_template()
                 self.template = TemplateProcess.start(spec)
-                self.template.wire.send(local.Prepare(spec.preload, spec.sys_path, spec.start_method))
+                with suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its end-of-file will say so
+                    self.template.wire.send(local.Prepare(spec.preload, spec.sys_path, spec.start_method))
             case do.EndTemplate():
                 self._end_template()
             case do.FetchLetter(key, payload):
                 self._fetch(key, payload)
             case do.Fork():
-                self._fork(effect)
+                self.forks.append(effect)
+                self._send_forks()
             case do.Signal(key, number, sign):
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.ranks[key, number].pidfd, sign)
@@ -311,6 +325,16 @@ class AgentLoop:
                 self.queue.append(on.LetterReady(key))
         except (OSError, ValueError) as error:
             self.queue.append(on.LetterFailed(key, f"the task could not be brought to this host: {error}"))
+
+    def _send_forks(self) -> None:
+        while self.forks and self.template and self.unborn < FORKS_AT_ONCE:
+            self.unborn += 1
+            self._fork(self.forks.popleft())
+
+    def _born(self) -> None:
+        """The template has told of a fork, or that there was none."""
+        self.unborn = max(0, self.unborn - 1)
+        self._send_forks()
 
     def _fork(self, effect: do.Fork) -> None:
         assert self.template is not None
@@ -348,6 +372,10 @@ class AgentLoop:
             self.ranks.pop(place).close()
         self.queue.append(on.Swept(key, survivors))
 
+    def _no_forks(self) -> None:
+        self.forks.clear()
+        self.unborn = 0
+
     def _keep_port(self, key: Key) -> None:
         kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -357,20 +385,8 @@ class AgentLoop:
 
     def _end_template(self) -> None:
         template, self.template = self.template, None
+        self._no_forks()
         if template:
             template.close()
             template.process.kill()  # it has no ranks: one step at a time, and its sweep came before this
             template.process.wait()
-
-
-def _signal_pipe() -> int:
-    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, not for us."""
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    os.set_blocking(read_end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    return read_end

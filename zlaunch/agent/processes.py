@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,7 +101,11 @@ class OomWatch:
         return cls(_oom_kills("/proc/vmstat") or 0, {path: _oom_kills(path) or 0})
 
     def struck(self, pid: int) -> bool:
-        """Whether a process that died of SIGKILL and is not reaped yet may have died so."""
+        """Whether a process that died of SIGKILL may have died so.
+
+        A rank may have moved to another cgroup since its fork, so where it was in the end is asked for. Where that is
+        not to be known any more (it has been reaped, or is a zombie under version 1), the machine's count decides.
+        """
         if (_oom_kills("/proc/vmstat") or 0) <= self.machine:
             return False
         path = _memory_cgroup(str(pid))
@@ -126,3 +131,16 @@ def _oom_kills(path: str) -> int | None:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return None
+
+
+def signal_pipe() -> int:
+    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, not for us."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    os.set_blocking(read_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return read_end

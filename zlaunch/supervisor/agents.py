@@ -10,12 +10,11 @@ import contextlib
 import fcntl
 import os
 import select
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
 
-from ..model import AgentCommand
+from ..model import AgentCommand, signal_name
 
 SAID_LIMIT = 8192
 STDIN_SIZE = 1 << 20
@@ -34,6 +33,8 @@ class AgentProcess:
     left: str = ""
     """Why its connection ended, if it did."""
     open: bool = True
+    gone_by: float | None = None
+    """When it counts as gone although something below it still holds its stderr."""
 
     @classmethod
     def start(cls, command: AgentCommand, line: bytes) -> AgentProcess:
@@ -75,12 +76,17 @@ class AgentProcess:
     def connection_left(self, reason: str) -> None:
         """Its connection is gone. Whether its process is too is seen within moments; a silent one is ended."""
         self.left = reason
+        self.gone_by = time.monotonic() + LAST_PATIENCE
         try:
             self.process.wait(0.05)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return
         self.left = ""
+
+    def overdue(self) -> bool:
+        """Whether its connection has been gone for so long that its end-of-file is not waited for."""
+        return self.gone_by is not None and time.monotonic() >= self.gone_by
 
     def reason(self) -> str:
         """How it ended, and what it said last."""
@@ -91,7 +97,7 @@ class AgentProcess:
         if self.left:
             how = self.left
         elif status < 0:
-            how = f"its agent (pid {self.process.pid}) was killed by {signal.Signals(-status).name}"
+            how = f"its agent (pid {self.process.pid}) was killed by {signal_name(-status)}"
         else:
             how = f"its agent (pid {self.process.pid}) ended with status {status}"
         said = self.said.decode(errors="replace").strip()
@@ -105,7 +111,8 @@ class AgentProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._wait_for_all()
+        if not self.overdue():
+            self._wait_for_all()
         self.close_descriptors()
 
     def _wait_for_all(self) -> None:

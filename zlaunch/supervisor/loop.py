@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias, assert_never
 
+import msgspec
+
 from ..events import Event, Level, Notice, Output, RunEnded
 from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
 from ..link.memory import Probe
@@ -101,6 +103,8 @@ class SupervisorLoop:
     def submit(self, order: on.RunOrder, letter: int) -> None:
         """Queue a run; ``letter`` is a memfd that this loop owns from now on."""
         self._post(lambda: self._submit(order, letter))
+        if self.closed.is_set():
+            self._take_inbox()
 
     def cancel(self, run: str, grace: float | None = None) -> None:
         """Stop a run; with ``grace`` 0 at once."""
@@ -130,6 +134,7 @@ class SupervisorLoop:
             raise
         finally:
             self._release_all()
+            self._take_inbox()  # what was posted too late
             self.closed.set()
 
     def _fail(self, error: Exception) -> None:
@@ -146,7 +151,8 @@ class SupervisorLoop:
             self.finished(ended, run.ever_started, {})
 
     def _wait(self) -> None:
-        deadline = self.core.deadline()
+        times = [self.core.deadline(), *(a.gone_by for a in self.agents.values() if a.open)]
+        deadline = min((t for t in times if t is not None), default=None)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         descriptors = [self.wake, *(a.stderr for a in self.agents.values() if a.open)]
         events, ready = self.hub.poll(timeout, descriptors)
@@ -157,11 +163,15 @@ class SupervisorLoop:
         while self.inbox and not self.over:
             self.inbox.popleft()()
         for agent in list(self.agents.values()):
-            if agent.open and agent.stderr in ready and not agent.read():
+            if agent.open and ((agent.stderr in ready and not agent.read()) or agent.overdue()):
                 self._handle(on.AgentGone(agent.host, agent.reason()))
         deadline = self.core.deadline()
         if deadline is not None and deadline <= time.monotonic():
             self._handle(on.Tick())
+
+    def _take_inbox(self) -> None:
+        while self.inbox:
+            self.inbox.popleft()()
 
     def _handle(self, event: on.Happening) -> None:
         for effect in self.core.handle(event, time.monotonic()):
@@ -198,7 +208,11 @@ class SupervisorLoop:
             case m.Release():
                 return
             case m.Answered():
-                pending = self.replies.take(host, message, payload)
+                try:
+                    pending = self.replies.take(host, message, payload)
+                except (OSError, ValueError) as error:
+                    text = f"its answer could not be taken over: {error}"
+                    message = msgspec.structs.replace(message, kind="unpicklable", text=text)
             case _:
                 pass
         self._handle(on.AgentSaid(host, message, pending))
@@ -238,6 +252,8 @@ class SupervisorLoop:
                 assert_never(effect)
 
     def _tell(self, host: int, message: m.ToAgent, payload: memoryview | bytes | None = None) -> None:
+        if self.over:
+            return
         with suppress(Gone):  # its end is on its way here, and will be told once
             self.hub.send(host, message, payload)
 
@@ -251,6 +267,10 @@ class SupervisorLoop:
                 self.hub.send_payload(effect.host, letter.id, view)
 
     def _submit(self, order: on.RunOrder, letter: int) -> None:
+        if self.over:
+            os.close(letter)
+            self.finished(RunEnded(time.monotonic(), order.id, "cancelled", None, ()), False, {})
+            return
         self.letters.add(order.id, letter)
         self._handle(on.Submitted(order))
 

@@ -87,7 +87,7 @@ class Replies:
             self.answers[run] = {}
 
     def take(self, host: int, message: m.Answered, attached: memoryview | bytes | None) -> bool:
-        """Keep an answer; True while its payload is still on its way."""
+        """Keep an answer; True while its payload is still on its way. Raises OSError where it can't be had."""
         if self.attempts.get(message.step) != message.attempt:
             return False
         match message.payload:
@@ -104,15 +104,10 @@ class Replies:
         self.answers[message.step][message.rank] = Answer(message.kind, data)
         return isinstance(message.payload, m.Pieces)
 
-    def _open(self, host: int, shared: m.Shared) -> memoryview | None:
-        try:
-            fd = open_shared(shared.pid, shared.fd)
-        except OSError:
-            return None  # the agent is dead, which is told elsewhere
+    def _open(self, host: int, shared: m.Shared) -> memoryview:
+        fd = open_shared(shared.pid, shared.fd)
         try:
             return map_fd(fd, shared.size)
-        except ValueError:
-            return None
         finally:
             os.close(fd)
             with suppress(Gone):  # so is what it held

@@ -56,7 +56,10 @@ class Schedule:
 
     def submit(self, order: on.RunOrder, now: float) -> list[do.Effect]:
         """Somebody wants a run."""
-        self.runs[order.id] = Run(order)
+        run = self.runs[order.id] = Run(order)
+        if self.closing:
+            run.outcome = "cancelled"
+            return self._give_up(run, now, lost=None)
         return self._schedule(now)
 
     def payload_came(self, event: on.PayloadCame, now: float) -> list[do.Effect]:
@@ -80,6 +83,7 @@ class Schedule:
         effects: list[do.Effect] = []
         for run in list(self.runs.values()):
             run.open_hosts.clear()
+            run.pending.clear()
             effects += self._settle(run, now)
         return effects
 
@@ -95,7 +99,8 @@ class Schedule:
             lost = next((self.hosts[i] for i in mine if self.hosts[i].machine.state is AgentState.LOST), None)
             if lost:
                 effects += self._give_up(run, now, lost=lost)
-            elif not wanted & mine and all(self._is_free(i) for i in mine):
+                continue
+            if not wanted & mine and all(self._is_free(i) for i in mine):
                 effects += self._begin(run)
             wanted |= mine
         return effects
@@ -166,6 +171,8 @@ class Schedule:
         if run is None or run.seat(host.plan.index, message.fate.rank) is None:
             return []
         fate = msgspec.structs.replace(message.fate, at=message.fate.at - host.clock_offset)
+        if fate.ok:
+            fate = run.failures.get(fate.rank, fate)  # all went well there, but its result was lost on the way
         run.fates[fate.rank] = fate
         effects = self._tell_after_logs(host, message.logs, ev.RankEnded(now, run.order.id, fate))
         if not fate.ok:
@@ -211,8 +218,9 @@ class Schedule:
         grace = run.order.grace if event.grace is None else event.grace
         if run.state is RunState.QUEUED:
             run.outcome = "cancelled"
-            return self._give_up(run, now, lost=None)
+            return self._give_up(run, now, lost=None) + self._schedule(now)
         if run.state is RunState.STOPPING:
+            run.unwanted = True
             return self._stop_hosts(run, grace)
         run.outcome = "cancelled"
         return self._stop(run, grace) + self._settle(run, now)
@@ -250,7 +258,7 @@ class Schedule:
         for index in run.order.seats:
             if self.hosts[index].run == run.order.id:
                 self.hosts[index].run = None
-        if run.outcome == "failed" and run.attempt < run.order.max_restarts and not self.closing:
+        if run.outcome == "failed" and not run.unwanted and run.attempt < run.order.max_restarts and not self.closing:
             effects.append(self._restart(run, now))
         else:
             run.machine.move("hosts closed")
@@ -293,17 +301,21 @@ class Schedule:
                 effects += self._give_up(run, now, lost=host)
                 continue
             run.open_hosts.pop(index, None)
+            for seat in run.order.seats[index]:
+                if seat.rank in run.pending:  # it ended well, and its result never came whole
+                    run.fates.pop(seat.rank, None)
             for fate in lost_fates(run.order.seats[index], run.fates, host.reason, now):
-                run.fates[fate.rank] = fate
                 run.pending.discard(fate.rank)
-                effects.append(do.Emit(ev.RankEnded(now, run.order.id, fate)))
-                effects += self._failed(run, fate, now)
+                known = run.failures.get(fate.rank, fate)  # it may have failed by itself before
+                run.fates[fate.rank] = known
+                effects.append(do.Emit(ev.RankEnded(now, run.order.id, known)))
+                effects += self._failed(run, known, now)
             if run.state is RunState.RESERVING:
                 run.cause = run.cause or next(iter(run.failures.values()), None)
                 run.outcome = "lost"
                 effects += self._stop(run, 0.0)
             effects += self._settle(run, now)
-        return effects
+        return effects + self._schedule(now)
 
     def output(self, index: int, log: m.Log, data: bytes) -> ev.Output | ev.Redrawn | None:
         """A log message as an event; ``None`` where its run or rank is not this host's, or is over."""

@@ -44,6 +44,8 @@ class Run:
     decide_at: float | None = None
     limit_at: float | None = None
     ever_started: bool = False
+    unwanted: bool = False
+    """Cancelled while it was being stopped for another reason: it is not started again."""
     machine: Machine[RunState] = field(default_factory=lambda: Machine(RUN_TABLE, RunState.QUEUED))
 
     @property

@@ -37,6 +37,8 @@ class FakeHost:
     clock_offset: float = 0.0
     ignores_sigterm: set[int] = field(default_factory=set)
     """Ranks that go on after SIGTERM."""
+    immortal: set[int] = field(default_factory=set)
+    """Ranks that SIGKILL does not end either: they hang in the kernel."""
     forks: bool = True
     """False: the template is slow, and forks nothing until ``fork_now``."""
     alive: dict[int, Key] = field(default_factory=dict)
@@ -111,7 +113,8 @@ class FakeHost:
                     self.queue.append(agent_on.RankForked(key, seat.rank, 1000 + seat.rank))
             case agent_do.Signal(_, rank, number):
                 self.signals.append((rank, number))
-                if number == signal.SIGKILL or rank not in self.ignores_sigterm:
+                deaf = self.immortal if number == signal.SIGKILL else self.ignores_sigterm | self.immortal
+                if rank not in deaf:
                     key = self.alive.pop(rank)
                     self.queue.append(agent_on.RankExited(key, rank, number, self.now))
             case agent_do.Drain(key, rank):

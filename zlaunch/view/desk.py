@@ -258,7 +258,7 @@ class Desk:
         """The desk goes on whatever happens: without it no result would arrive. The first trouble is told."""
         try:
             work(*args, **options)
-        except Exception:
+        except BaseException:  # a user's logging handler may raise what it likes
             if not self._failed:
                 self._failed = True
                 self._say(f"an error of zlaunch's own, in its output:\n{traceback.format_exc()}")
