@@ -200,10 +200,11 @@ def test_one_rank_of_four_is_killed(cluster: zlaunch.Launcher, roll: Roll) -> No
 
 @pytest.mark.parametrize("end", ["returns", "raises", "is killed"])
 @pytest.mark.parametrize("what", LEAVE)
-def test_what_a_rank_leaves_behind(cluster: zlaunch.Launcher, roll: Roll, what: str, end: str) -> None:
-    def work(roll: str) -> int:
+def test_what_a_rank_leaves_behind(cluster: zlaunch.Launcher, roll: Roll, tmp_path: Path, what: str, end: str) -> None:
+    def work(roll: str, gate: str) -> int:
         if rank() == 0:
             LEAVE[what](roll)
+            Path(gate).read_text()  # until what we leave has said that it is there
         if rank() == 0 and end == "raises":
             raise ValueError("with something left behind")
         rig.sign(roll, f"rank{rank()}")
@@ -211,9 +212,12 @@ def test_what_a_rank_leaves_behind(cluster: zlaunch.Launcher, roll: Roll, what: 
             rig.sleep_for_ever()
         return rank()
 
-    began = time.monotonic()
-    run = cluster.submit(work, roll.path)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    run = cluster.submit(work, roll.path, str(gate))
     roll.expect(**{what: 1})
+    began = time.monotonic()
+    gate.write_text("go")
     match end:
         case "returns":
             assert list(run.result(rig.PATIENCE)) == [0, 1]
