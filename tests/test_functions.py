@@ -305,6 +305,16 @@ def test_submit_is_a_future(cluster: zlaunch.Launcher) -> None:
     assert after.exception() is None
 
 
+def test_a_callback_that_raises_spoils_nothing(cluster: zlaunch.Launcher) -> None:
+    called = threading.Event()
+    run = cluster.submit(rank)
+    run.add_done_callback(lambda _: sys.exit(3))
+    run.add_done_callback(lambda _: called.set())
+    assert list(run.result(timeout=60)) == [0, 1]
+    assert called.wait(60)
+    assert list(cluster.submit(rank).result(timeout=60)) == [0, 1]
+
+
 def test_restarts(tmp_path: object, cluster: zlaunch.Launcher) -> None:
     def third_time() -> tuple[str, str, str]:
         count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -323,12 +333,16 @@ def test_time_limit(cluster: zlaunch.Launcher) -> None:
         cluster.on(time_limit=0.3).run(time.sleep, 60)
 
 
-def test_rank_that_ignores_sigterm_is_killed_after_the_grace_period(cluster: zlaunch.Launcher) -> None:
+def test_rank_that_ignores_sigterm_is_killed_after_the_grace_period(cluster: zlaunch.Launcher, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
     def stubborn() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if rank() == 1:
-            time.sleep(0.5)
+            gate.read_text()  # until rank 0 is deaf
             raise Plain("now")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        gate.write_text("deaf")
         time.sleep(60)
 
     with pytest.raises(Plain) as caught:
