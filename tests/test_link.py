@@ -253,6 +253,24 @@ def test_last_words_come_before_the_end_which_comes_once() -> None:
     hub.close()
 
 
+def test_lines_that_are_slow_to_come_after_a_bye_are_not_lost() -> None:
+    with joined() as (hub, spoke):
+        assert spoke._pair is not None
+        control, bulk = spoke._pair.lines
+        spoke.send(m.Bye())
+        assert spoke.flush(1)
+        control.close(1.0)
+        assert [e.message for e in hear(hub, some(Heard)) if isinstance(e, Heard)] == [m.Bye()]
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.3:  # its agent is not scheduled for so long
+            assert hub.poll(0.1) == ([], set())
+        spoke.send_log(m.Log(1, "s", 0, "out", 1.0, 5), [b"line\n"])
+        bulk.close(1.0)
+        told = hear(hub, some(Left))
+        assert [type(event) for event in told] == [LogCame, Left]
+        spoke._pair = None
+
+
 def test_a_killed_agent_is_missed_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     hub = Hub()
     child = Child(hub, 4)

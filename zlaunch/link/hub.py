@@ -46,7 +46,7 @@ __all__ = [
 TURN_BYTES, TURN_MESSAGES = 4 << 20, 1024
 """What one turn reads of a channel before the other has its turn."""
 _RETRY, _PROBE = 0.005, 0.001
-_LATEST = 2.0
+_LATEST = 5.0
 _LINGER = 0.5
 _WATCHED = (
     wires.ACCEPTED,
@@ -257,13 +257,13 @@ class Hub:
     # --- leaving ----------------------------------------------------------------------------------------------------
 
     def _part(self, drained: bool) -> None:
-        now = time.monotonic()
-        for host, peer in list(self._reception.leaving.items()):
-            late = now - peer.leave_by  # a flood from others must not hide for ever that somebody is gone
-            if (drained and (peer.quiet() or late >= 0)) or late >= _LATEST:
+        now, reception = time.monotonic(), self._reception
+        for host, peer in list(reception.leaving.items()):
+            flooded = now - peer.leaving_since >= _LATEST  # others must not hide for ever that somebody is gone
+            if (drained and (peer.quiet() or reception.overdue(peer, now))) or flooded:
                 self.forget(host)
                 reason = "its agent left" if peer.said_bye else peer.leaving
-                self._reception.events.append(Left(host, reason))
+                reception.events.append(Left(host, reason))
 
     def close(self) -> None:
         """Hang up. What was said last still gets out, for half a second at most."""

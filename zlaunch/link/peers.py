@@ -109,7 +109,9 @@ class Peer:
     payloads: deque[Outgoing] = field(default_factory=deque)
     leaving: str = ""
     """Why it is leaving, once it is."""
-    leave_by: float = 0.0
+    leaving_since: float = 0.0
+    heard_at: float = 0.0
+    """When the last lines or pieces came while it was leaving."""
 
     def __post_init__(self) -> None:
         self.user = self.invitation.user

@@ -23,7 +23,9 @@ from .tidings import Heard, HubEvent, Joined, LogCame, PieceCame
 from .words import Invitation, RefusalKind, Refused
 
 LEAVING_TIME = 0.05
-"""Seconds that the second channel of a host may take to end after the first, before it is given up as well."""
+"""Seconds without a word that the second channel of a host may take to end after the first, before it is given up."""
+FAREWELL_TIME = 2.0
+"""The same after a Bye: nobody is in a hurry, and what was said last may be slow to come."""
 _REPORTS = 20
 """Refusals of a kind that are told within a second; all are counted."""
 
@@ -76,8 +78,13 @@ class Reception:
         """This host is on its way out: it is told as soon as nothing more can come from it."""
         if not peer.leaving:
             peer.leaving = reason
-            peer.leave_by = time.monotonic() + LEAVING_TIME
+            peer.leaving_since = time.monotonic()
             self.leaving[peer.host] = peer
+
+    def overdue(self, peer: Peer, now: float) -> bool:
+        """Whether what a leaving host may still have to say has been waited for long enough."""
+        patience = FAREWELL_TIME if peer.said_bye else LEAVING_TIME
+        return now - max(peer.leaving_since, peer.heard_at) >= patience
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -183,6 +190,8 @@ class Reception:
     def _take_bulk(self, peer: Peer, parts: list[zmq.Frame]) -> None:
         channel = peer.bulk
         message = channel.inbound.decode(parts[1].buffer)
+        if peer.leaving:
+            peer.heard_at = time.monotonic()
         rest = [part.buffer for part in parts[2:]]
         frames.check_bulk(message, [len(part) for part in rest])
         first = channel.identity is None
