@@ -1,6 +1,7 @@
-"""One program, several steps, the same agents: train on 4 ranks, evaluate on 1, then sweep over two settings.
+"""One program, several steps, the same agents: train on all ranks, evaluate on 1, then sweep over two settings.
 
-python examples/workflow.py
+python examples/workflow.py                                                        # 4 ranks on this machine
+python examples/workflow.py --hostnames node1 node2 node3 --workers-per-host 2     # 6 ranks on three, by ssh
 
 Every step gets fresh processes, so that nothing of one step is left in the next. The setting that does not work raises
 its own exception here, and the sweep goes on.
@@ -8,13 +9,15 @@ its own exception here, and the sweep goes on.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from train_digits import accuracy, network
 from train_digits import train as train_epochs
 
-import zlaunch
+from zlaunch.integrations.argparse import add_zlaunch_arguments, launcher_from_args
 
 Weights = dict[str, torch.Tensor]
 
@@ -43,13 +46,17 @@ def evaluate(weights: Weights) -> float:
 
 def main() -> None:
     """The workflow."""
+    parser = argparse.ArgumentParser()
+    add_zlaunch_arguments(parser)
     # What every rank of every step will import is imported once per host. (torch.optim brings torch._dynamo with it.)
     preload = ("torch", "torch._dynamo", "sklearn.datasets")
-    with zlaunch.Launcher(hostnames="local", workers_per_host=4, backend="gloo", preload=preload) as cluster:
+    parser.set_defaults(hostnames="local", workers_per_host=4, backend="gloo", preload=preload)
+    with launcher_from_args(parser.parse_args()) as cluster:
         one = cluster.on(hosts=1, workers_per_host=1)
 
-        weights = cluster.run(train, lr=3e-3, epochs=8)[0]
-        print(f"trained on 4 ranks, evaluated on 1: accuracy {one.run(evaluate, weights)[0]:.4f}")
+        ranks = cluster.run(train, lr=3e-3, epochs=8)
+        weights = ranks[0]
+        print(f"trained on {len(ranks)} ranks, evaluated on 1: accuracy {one.run(evaluate, weights)[0]:.4f}")
 
         for lr in (-1.0, 1e-2):
             try:

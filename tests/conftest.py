@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from bed import Bed, missing
 
 import zlaunch
 
@@ -59,6 +60,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zlaunch.Launch
     with launcher:
         yield launcher
     _shared.remove(launcher)
+
+
+@pytest.fixture(scope="session")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    """Three hosts with sshd, node1 to node3, for all tests that break nothing."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Bed(3, share=[tmp_path_factory.getbasetemp()]) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def fresh_bed(bed: Bed) -> Iterator[Bed]:
+    """The same hosts, to be broken: all are up and healthy before the test and after it, and nothing runs there."""
+    bed.restore()
+    yield bed
+    bed.restore()
 
 
 @pytest.fixture

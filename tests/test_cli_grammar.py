@@ -98,8 +98,8 @@ def test_what_torchrun_needs_and_we_do_not() -> None:
         ("--view live x", "--view live: not built yet", "plain"),
         ("-r mpi x", "-r mpi: not built yet", "tcp"),
         ("--scheduler slurm x", "--scheduler slurm: not built yet", "local"),
-        ("--hosts a,b x", "--hosts: zlaunch 0.1 runs on this machine only", ""),
-        ("--ssh_config f x", "--ssh_config: zlaunch 0.1 runs on this machine only", ""),
+        ("--hosts --hostfile x", "--hosts needs a value", "--hosts=--hostfile"),
+        ("--hostnames a,b x", "there is no option --hostnames", ""),
         ("-x K=1 x", "-x: zlaunch 0.1 starts ranks by itself", ""),
         ("-p gpus_per_node=8 x", "-p: not built yet", ""),
     ],
@@ -131,9 +131,11 @@ def test_a_negative_number_is_a_value() -> None:
         "--color-stderr --verbose -N 1 -n 4 debug_train.py",
         "--verbose --save-hostlist --out logs/train_out.log --err logs/train_err.log -N 1 -n 8 train.py",
         "-t 480 -J BERT_finetune -n 8 long_train.py",
+        "--hosts a,b:2 --ssh_config f --python py --setup=x --host_timeout 9 -N 2 train.py",
+        "--hostfile hosts.txt -n gpu train.py",
     ],
 )
-def test_command_lines_of_torchrun_hpc_for_one_machine(line: str) -> None:
+def test_command_lines_of_torchrun_hpc_without_a_scheduler(line: str) -> None:
     words = split(line.split())
     assert words.command[0].endswith(".py")
     assert words.not_needed == ()

@@ -22,6 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").write_text("")
     (tmp_path / "good.env").write_text("A=file\nB='two words' # why\n")
     (tmp_path / "bad.env").write_text("A=1\nnonsense\n")
+    (tmp_path / "hosts.txt").write_text("node1 slots=2  # big\n\nme@node2 slots=1\n")
+    (tmp_path / "bad.txt").write_text("node1\nnode2 two\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
     return tmp_path
 
 
@@ -38,6 +41,8 @@ def test_the_defaults() -> None:
     assert plain.log_dir == "zlaunch_logs"
     assert plain.preload == ("torch",)
     assert not plain.save_hostlist
+    assert (plain.hosts, plain.ssh_config, plain.python, plain.setup) == (None, None, None, None)
+    assert plain.host_timeout == 4.5
 
 
 def test_everything_at_once() -> None:
@@ -79,8 +84,38 @@ def test_what_a_command_is(line: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("count", ["1", "1:1"])
-def test_one_host_is_what_we_have(count: str) -> None:
+def test_one_host_needs_no_list(count: str) -> None:
     assert made(f"--nnodes {count} --nproc-per-node 4 train.py --lr 1").workers == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts", "workers"),
+    [
+        ("--hosts a,me@b", ("a", "me@b"), "auto"),
+        ("--hosts a:2,[::1]:1", ("a", "::1"), (2, 1)),
+        ("--hosts a:2,b:1 -n 4", ("a", "b"), 4),
+        ("--hosts a:2,b -n 4", ("a", "b"), 4),
+        ("--hosts a,b -n gpu", ("a", "b"), "gpu"),  # theirs, which this machine does not know
+        ("--hosts a,b,c -N 2", ("a", "b"), "auto"),
+        ("--hosts a:1,b:2,c -N 2", ("a", "b"), (1, 2)),
+        ("--hosts a,b,c --nnodes 2:8", ("a", "b", "c"), "auto"),
+        ("--hosts localhost --scheduler None", ("localhost",), "auto"),
+        ("--hostfile hosts.txt", ("node1", "me@node2"), (2, 1)),
+        ("--hostfile hosts.txt -N 1", ("node1",), (2,)),
+    ],
+)
+def test_hosts_and_their_ranks(options: str, hosts: tuple[str, ...], workers: object) -> None:
+    there = made(f"{options} train.py", CUDA_VISIBLE_DEVICES="")
+    assert (there.hosts, there.workers) == (hosts, workers)
+
+
+def test_how_hosts_are_reached(folder: Path) -> None:
+    words = ["--hosts=a", "--ssh-config=data", "--setup= module load x ", "--host-timeout=9", "train.py"]
+    there = job(split(["--python=venv/bin/python", *words]), {})
+    assert (there.ssh_config, there.setup, there.host_timeout) == ("data", "module load x", 9)
+    assert there.python == str(folder / "venv" / "bin" / "python")  # a path here is the path there
+    assert job(split(["--python=python3.12", *words]), {}).python == "python3.12"
+    assert job(split(["--python=~/py", *words]), {}).python == "~/py"  # the home there
 
 
 def test_env_wins_over_the_file() -> None:
@@ -112,8 +147,25 @@ def test_a_package_that_finds_its_own_modules_gets_its_way(folder: Path) -> None
         ("-n -2 train.py", "-n -2: at least 1", ""),
         ("-n four train.py", "-n: expected a number of ranks, gpu, cpu or auto, not 'four'", ""),
         ("-n 0 nothing.py", "-n 0", ""),
-        ("-N 2 train.py", "several hosts are not built yet", "-N 1"),
-        ("--nnodes 1:4 train.py", "several hosts are not built yet", ""),
+        ("-N 2 train.py", "-N 2: which hosts?", "--hosts A,B or --hostfile FILE name them"),
+        ("--nnodes 1:4 train.py", "--nnodes 1:4: which hosts?", "-N 1"),
+        ("--hosts a,b -N 3 train.py", "-N 3: there are 2 in the list of hosts", ""),
+        ("--hosts a -N 2:3 train.py", "-N 2:3: there is one in the list of hosts", ""),
+        ("--hosts a,a train.py", "--hosts: a is in the list twice", ""),
+        ("--hosts a:x train.py", "--hosts: 'x' is not a number of ranks", ""),
+        ("--hosts a:2,b train.py", "b has no number of ranks, and other hosts have", "-n N"),
+        ("--hosts a --hostfile hosts.txt train.py", "--hosts and --hostfile: which of them?", ""),
+        ("--hosts a --local train.py", "--hosts names hosts, and --local means this machine", ""),
+        ("--hostfile hosts.txt --standalone train.py", "--standalone means this machine", ""),
+        ("--hosts a --scheduler local train.py", "--scheduler local means this machine", ""),
+        ("--hostfile nope train.py", "--hostfile nope: No such file", ""),
+        ("--hostfile binary train.py", "--hostfile binary: it is no text", ""),
+        ("--hostfile bad.txt train.py", "--hostfile: bad.txt, line 2: 'two' is not known here", ""),
+        ("--hosts a --ssh-config nope train.py", "--ssh-config nope: there is no such file", ""),
+        ("--python python3 train.py", "--python is for other hosts", "--hosts"),
+        ("--setup x train.py", "--setup is for other hosts", "--hosts"),
+        ("--hosts a --python= train.py", "expected an interpreter's path", ""),
+        ("--hosts a --host-timeout soon train.py", "--host-timeout: expected seconds", ""),
         ("-N 0 train.py", "expected a number of hosts", ""),
         ("trian.py", "there is no script trian.py", "did you mean train.py?"),
         ("./trian.py", "there is no script ./trian.py", "train.py?"),

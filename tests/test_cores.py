@@ -226,7 +226,7 @@ def test_agent_that_does_not_come() -> None:
     pair = Pair(1, 1)
     pair.to_supervisor(pair.hosts[0], m.Hello(_facts(), 0.0))
     pair.advance(61)
-    assert pair.problems == ["host1: its agent did not connect in time"]
+    assert pair.problems == ["host1: late"]
 
 
 def test_closing_ends_everything() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+
 import pytest
 
 from zlaunch.model import Seat, Step
+from zlaunch.surroundings import copied_environment, ranks_environment
+from zlaunch.systems.folders import search_path_here, working_folder
 from zlaunch.torchenv.environment import rank_environment
 from zlaunch.torchenv.symptoms import is_symptom
 
 
-def environment(env=None, *, nodes=1, local_rank=1, **changes):
+def environment(env=None, *, nodes=1, local_rank=1, interface="lo", host_env=None, **changes):
     step = Step(**({"id": "s", "run_id": "run", "kind": "function", "env": env or {}, "cwd": "/"} | changes))
     seat = Seat(
         rank=4 * (nodes - 1) + local_rank,
@@ -23,12 +28,13 @@ def environment(env=None, *, nodes=1, local_rank=1, **changes):
         master_port=29,
         restart_count=2,
         threads=3,
+        interface=interface,
     )
-    return rank_environment(step, seat)
+    return rank_environment(step, seat, host_env)
 
 
 def test_everything_that_torchrun_sets():
-    assert environment({"HOME": "/root"}, nodes=2, max_restarts=3) == {
+    assert environment({"HOME": "/root"}, nodes=2, interface="ib0", max_restarts=3) == {
         "HOME": "/root",
         "RANK": "5",
         "WORLD_SIZE": "8",
@@ -47,6 +53,7 @@ def test_everything_that_torchrun_sets():
         "TORCHELASTIC_MAX_RESTARTS": "3",
         "TORCHELASTIC_USE_AGENT_STORE": "False",
         "OMP_NUM_THREADS": "3",
+        "GLOO_SOCKET_IFNAME": "ib0",
         "ZLAUNCH_RUN_ID": "run",
         "ZLAUNCH_HOSTNAME": "h",
     }
@@ -56,6 +63,93 @@ def test_what_the_user_has_set_stays():
     env = environment({"OMP_NUM_THREADS": "7", "GLOO_SOCKET_IFNAME": "eth9", "RANK": "77"})
     assert (env["OMP_NUM_THREADS"], env["GLOO_SOCKET_IFNAME"], env["RANK"]) == ("7", "eth9", "1")
     assert environment()["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in environment(nodes=2, interface="")
+
+
+HOST = {"HOME": "/home/there", "PATH": "/site/bin:/usr/bin", "LD_LIBRARY_PATH": "/site/lib", "OMP_NUM_THREADS": "5"}
+
+
+def test_another_host_s_own_environment_comes_below_what_is_copied_there():
+    env = environment({"HOME": "/home/here", "A": "1"}, inherit=True, host_env=HOST | {"A": "0", "B": "2"})
+    assert (env["HOME"], env["A"], env["B"]) == ("/home/here", "1", "2")
+    assert env["PATH"] == HOST["PATH"]
+    assert "B" not in environment({"A": "1"}, host_env={"B": "2"})
+
+
+def test_what_another_host_s_user_has_set_stays():
+    env = environment(inherit=True, nodes=2, interface="eth0", host_env=HOST | {"GLOO_SOCKET_IFNAME": "ib1"})
+    assert (env["OMP_NUM_THREADS"], env["GLOO_SOCKET_IFNAME"]) == ("5", "ib1")
+
+
+def test_another_host_s_folders_follow_those_that_are_copied():
+    env = environment({"PATH": "/venv/bin:/usr/bin", "PYTHONPATH": "/src"}, inherit=True, host_env=HOST)
+    assert env["PATH"] == "/venv/bin:/usr/bin:/site/bin"
+    assert (env["PYTHONPATH"], env["LD_LIBRARY_PATH"]) == ("/src", "/site/lib")
+
+
+def test_another_launcher_s_place_on_another_host_is_not_inherited():
+    env = environment(inherit=True, host_env={"SLURM_PROCID": "3", "SLURM_JOB_ID": "5"})
+    assert "SLURM_PROCID" not in env
+    assert env["SLURM_JOB_ID"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (("PATH", "PYTHON*"), {"PATH", "PYTHONPATH", "PYTHONUNBUFFERED"}),
+        (("PYTHONHOME",), {"PYTHONHOME"}),  # by its full name it was meant
+        (("path", "python*"), set()),
+        (("[A-M]Y?VAR",), {"MY_VAR"}),
+        (("*",), {"PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "MY_VAR"}),
+        ((), set()),
+    ],
+)
+def test_what_is_copied_to_other_hosts(patterns, names):
+    ours = dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONHOME", "MY_VAR"), "x")
+    ours |= {"HOME": "/home/here", "SSH_AUTH_SOCK": "/run/here", "PWD": "/here"}
+    assert set(copied_environment(patterns, ours)) == names
+
+
+def test_what_ranks_get_from_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZT_ONE", "1")
+    monkeypatch.setenv("ZT_TWO", "2")
+    file = tmp_path / ".env"
+    file.write_text("FROM_FILE=$ZT_TWO-$ZT_EXTRA\nZT_BOTH=file\n")
+    extra = {"ZT_EXTRA": "e", "ZT_BOTH": "extra"}
+    given = {"ZT_EXTRA": "e", "ZT_BOTH": "file", "FROM_FILE": "2-e"}
+    assert ranks_environment(extra, file, copy=["ZT_ON*", "ZT_BOTH"]) == {"ZT_ONE": "1"} | given
+    assert ranks_environment(extra, file, copy=[]) == given
+    everything = ranks_environment(extra, file)
+    assert everything == {**os.environ, **given}
+
+
+# --- folders of one machine on another ------------------------------------------------------------------------------
+
+
+def test_where_ranks_start_on_a_host_that_has_no_such_folder(tmp_path):
+    missing = str(tmp_path / "missing")
+    assert working_folder(str(tmp_path), {}) == str(tmp_path)
+    assert working_folder(missing, {"HOME": str(tmp_path)}) == str(tmp_path)
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    assert working_folder(missing, {"HOME": missing}) == (home if os.path.isdir(home) else "/")
+
+
+def test_the_search_path_on_a_host_with_another_interpreter(tmp_path):
+    def here(*names):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        return [str(tmp_path / name) for name in names]
+
+    project, extra = here("project", "extra")
+    module, old_module = here("spack/lib/python3.11/site-packages", "spack/lib/python3.9/site-packages")
+    home, home_lib, home_site = here("py/lib/python311.zip", "py/lib/python3.11", "py/lib/python3.11/site-packages")
+    theirs = [project, "/not/here", module, old_module, home, home_lib, home_site, "/gone/site-packages", extra]
+    own = ["/opt/lib/python311.zip", "/opt/lib/python3.11", "/opt/lib/python3.11/site-packages"]
+    assert search_path_here(theirs, own, "3.11") == [project, module, *own, home_site, extra]
+    assert search_path_here(theirs, own, "3.12") == [project, *own, extra]
+    same = [project, home, home_lib, home_site, extra]
+    assert search_path_here(same, same[1:], "3.11") == same
+    assert search_path_here([], own, "3.11") == own
 
 
 @pytest.mark.parametrize(

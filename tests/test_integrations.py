@@ -30,7 +30,8 @@ def test_every_field_can_be_given() -> None:
         "--hostnames a b --workers-per-host 2 4 --backend None --rendezvous tcp --ssh-config-file c "
         "--worker-timeout 5 --agent-timeout 6.5 --copy-env-vars A* B --extra-env-vars X=1 Y=a=b --env-file e "
         "--gpus-per-worker 2 --gpu-memory-fraction 0.5 --unswap-rocr-hip true --preload torch,numpy "
-        "--start-method spawn --grace-period 1 --time-limit 60 --max-restarts 3 --log-dir None --view json"
+        "--start-method spawn --grace-period 1 --time-limit 60 --max-restarts 3 --log-dir None --view json "
+        "--python p --setup s --host-timeout 9"
     )
     given = parsed(line)
     assert given == Launcher(
@@ -53,6 +54,9 @@ def test_every_field_can_be_given() -> None:
         max_restarts=3,
         log_dir=None,
         view="json",
+        python="p",
+        setup="s",
+        host_timeout=9,
     )
     for field in fields(Launcher):
         if field.init and field.name != "rendezvous":  # which has one value that works

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import zmq
 
@@ -77,20 +79,20 @@ def while_serving(hub: Hub, work: Callable[[], Any]) -> list[HubEvent]:
     return told
 
 
-def join(hub: Hub, host: int = 0, invitation: Invitation | None = None, **options: float) -> Spoke:
+def join(hub: Hub, host: int = 0, invitation: Invitation | None = None, first: str = "") -> Spoke:
     """A spoke that has joined as this host."""
-    spoke = Spoke(invitation or hub.invite(host), **options)
-    while_serving(hub, lambda: spoke.connect(PATIENCE))
+    spoke = Spoke(invitation or hub.invite(host))
+    while_serving(hub, lambda: spoke.connect(PATIENCE, first))
     spoke.send(hello())
     hear(hub, some(Joined))
     return spoke
 
 
 @contextmanager
-def joined(*, host: int = 0, **options: float) -> Iterator[tuple[Hub, Spoke]]:
+def joined(*, host: int = 0, heartbeat: float = 1.0, silence: float = 4.5) -> Iterator[tuple[Hub, Spoke]]:
     """A hub and a spoke, in one thread."""
-    hub = Hub(**options)
-    spoke = join(hub, host, **options)
+    hub = Hub(heartbeat=heartbeat, silence=silence)
+    spoke = join(hub, host)
     try:
         yield hub, spoke
     finally:
@@ -139,10 +141,8 @@ class Stranger:
 class Child:
     """An agent in a process of its own: answers pings, until it is told to leave."""
 
-    def __init__(self, hub: Hub, host: int, *, silence: float = 4.5, heartbeat: float = 1.0) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(heartbeat), str(silence)], stdin=subprocess.PIPE, env=_environment()
-        )
+    def __init__(self, hub: Hub, host: int) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, env=_environment())
         assert self.process.stdin is not None
         self.process.stdin.write(hub.invite(host).to_line())
         self.process.stdin.flush()
@@ -160,15 +160,78 @@ class Child:
         self.process.wait(PATIENCE)
 
 
+class Tunnel:
+    """What ssh's remote forwardings are: two unix sockets, and who connects to one is connected to a port of the hub.
+
+    ``hold`` is a cut in one direction: nothing gets through, and neither end is told.
+    """
+
+    def __init__(self, hub: Hub, prefix: str) -> None:
+        self._held: set[str] = set()
+        self._poll = select.poll()
+        wake, self._wake = os.pipe()
+        self._poll.register(wake, select.POLLIN)
+        self._doors: dict[int, tuple[socket.socket, int]] = {}
+        self._ways: dict[int, tuple[str, socket.socket, socket.socket]] = {}
+        for ending, port in zip("cb", hub.tunnel_ports, strict=True):
+            door = socket.socket(socket.AF_UNIX)
+            door.bind(f"{prefix}.{ending}")
+            door.listen()
+            self._doors[door.fileno()] = (door, port)
+            self._poll.register(door, select.POLLIN)
+        self._thread = threading.Thread(target=self._carry, args=(wake,))
+        self._thread.start()
+
+    def hold(self, direction: Literal["up", "down"]) -> None:
+        """Pass on nothing more that goes up to the hub, or down from it."""
+        self._held.add(direction)
+
+    def _carry(self, wake: int) -> None:
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == wake:
+                    os.close(wake)
+                    return
+                if fd in self._doors:
+                    door, port = self._doors[fd]
+                    agent, hub = door.accept()[0], socket.create_connection(("127.0.0.1", port))
+                    for way in (("up", agent, hub), ("down", hub, agent)):
+                        self._ways[way[1].fileno()] = way
+                        self._poll.register(way[1], select.POLLIN)
+                else:
+                    self._pass(fd)
+
+    def _pass(self, fd: int) -> None:
+        direction, source, sink = self._ways[fd]
+        if direction in self._held:
+            self._poll.unregister(fd)
+            return
+        try:
+            data = source.recv(1 << 20)
+            sink.sendall(data)
+        except OSError:
+            data = b""
+        if not data:
+            self._poll.unregister(fd)
+            with suppress(OSError):
+                sink.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        os.close(self._wake)
+        self._thread.join(PATIENCE)
+        for door, _ in self._doors.values():
+            door.close()
+        for _, source, _ in self._ways.values():
+            source.close()
+
+
 def _environment() -> dict[str, str]:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return {**os.environ, "PYTHONPATH": root}
 
 
 def main() -> None:
-    spoke = Spoke(
-        Invitation.from_line(sys.stdin.buffer.readline()), heartbeat=float(sys.argv[1]), silence=float(sys.argv[2])
-    )
+    spoke = Spoke(Invitation.from_line(sys.stdin.buffer.readline()))
     spoke.connect(PATIENCE)
     spoke.send(hello())
     while True:

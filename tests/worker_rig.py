@@ -56,7 +56,7 @@ def clean_environment() -> dict[str, str]:
 class Rig:
     """A template, and this process in the place of its agent."""
 
-    def __init__(self, *, preload=(), start_method="fork", env=None, cwd=None, sys_path=()):
+    def __init__(self, *, preload=(), start_method="fork", env=None, cwd=None, sys_path=(), inherit=False):
         ours, theirs = pair()
         self.env = clean_environment() | (env or {})
         self.cwd = str(cwd or ROOT)
@@ -70,7 +70,7 @@ class Rig:
         )
         theirs.close()
         self.wire = agent_end(ours)
-        self.wire.send(Prepare(preload=tuple(preload), sys_path=tuple(sys_path), start_method=start_method))
+        self.wire.send(Prepare(tuple(preload), tuple(sys_path), start_method, inherit))
         self.ready = self._hear()
 
     def _hear(self, timeout=PATIENCE) -> Ready | Broken | Forked | Exited:
@@ -88,22 +88,24 @@ class Rig:
     def call(self, function, *args, n=1, **changes) -> list[Rank]:
         return self.run(self.step(**changes), letter.dump((function, args, {})), n=n)
 
-    def run(self, step: Step, frames=(), *, n=1, port=0, on_forked=None) -> list[Rank]:
+    def run(self, step: Step, frames=(), *, n=1, port=0, on_forked=None, node=0, nodes=1, **seats) -> list[Rank]:
+        """Run a step on ``n`` ranks; with ``nodes``, on the ranks of host ``node`` of as many hosts."""
         fd = write_memfd([msgspec.msgpack.encode(step), *frames], "letter")
-        ranks = [Rank(i) for i in range(n)]
+        first = n * node
+        ranks = [Rank(first + i) for i in range(n)]
         ends = {}
         readers = []
         for rank in ranks:
+            facts = {"hostname": "here", "master_addr": "127.0.0.1"} | seats
             seat = Seat(
                 rank=rank.rank,
-                local_rank=rank.rank,
-                world_size=n,
+                local_rank=rank.rank - first,
+                world_size=n * nodes,
                 local_world_size=n,
-                node_rank=0,
-                nodes=1,
-                hostname="here",
-                master_addr="127.0.0.1",
+                node_rank=node,
+                nodes=nodes,
                 master_port=port,
+                **facts,
             )
             out, out_w = os.pipe()
             err, err_w = os.pipe()
@@ -122,12 +124,12 @@ class Rig:
         while left:
             match self._hear():
                 case Forked(rank=number, pid=pid):
-                    ranks[number].pid, ranks[number].pidfd = pid, self.fds[0]
+                    ranks[number - first].pid, ranks[number - first].pidfd = pid, self.fds[0]
                     if on_forked is not None:
-                        on_forked(ranks[number])
+                        on_forked(ranks[number - first])
                 case Exited(rank=number, pid=pid, status=status):
-                    assert pid == ranks[number].pid
-                    ranks[number].status = status
+                    assert pid == ranks[number - first].pid
+                    ranks[number - first].status = status
                     left -= 1
                 case other:
                     raise AssertionError(other)

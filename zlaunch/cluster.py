@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from .backends.local import agent_command
+from .access import Access
 from .errors import LaunchError
 from .events import RunEnded
 from .link.hub import Hub
 from .link.memory import write_memfd
-from .model import AgentCommand, HostFacts, HostPlan, Step, TemplateSpec
-from .plan import place_ranks
-from .protocol.bootstrap import Bootstrap
+from .model import HostFacts, HostPlan, Step, TemplateSpec
+from .plan import Errand, place_ranks
 from .protocol.envelope import Buffer
 from .result import Run
 from .supervisor.happenings import RunOrder
-from .supervisor.loop import SupervisorLoop
+from .supervisor.loop import Start, SupervisorLoop
 from .supervisor.payloads import Answer
 from .view.desk import Desk
 from .view.settings import ViewSettings
@@ -39,25 +37,35 @@ _open: weakref.WeakSet[Cluster] = weakref.WeakSet()
 class Cluster:
     """Agents on some hosts, one supervisor, one desk."""
 
-    def __init__(self, hosts: Sequence[HostPlan], facts: dict[int, HostFacts], settings: ViewSettings) -> None:
+    def __init__(self, hosts: Sequence[HostPlan], access: Access, settings: ViewSettings) -> None:
         self.hosts = tuple(hosts)
-        self.facts = facts
+        self.access = access
+        self.facts: dict[int, HostFacts] = {}
         self.runs: dict[str, Run[Any]] = {}
         self.limits: dict[str, float] = {}
         self._ready = threading.Event()
         self._problem: str | None = None
         self._closing = False
         self.desk = Desk(settings, self._handled)
-        self.loop = SupervisorLoop(emit=self.desk.put, finished=self._finished, ready=self._on_ready)
+        self.loop = SupervisorLoop(
+            emit=self.desk.put,
+            finished=self._finished,
+            ready=self._on_ready,
+            addresses=access.addresses(self.hosts),
+            silence=access.silence,
+        )
 
     # --- from start to stop -----------------------------------------------------------------------------------------
 
-    def start(self, template: TemplateSpec, timeout: float) -> None:
-        """Start the agents and wait until all have connected. Raises LaunchError; then nothing is left."""
+    def start(self, templates: Mapping[bool, TemplateSpec], timeout: float) -> None:
+        """Start the agents and wait until all have connected; ``templates`` for hosts here, and for others.
+
+        Raises LaunchError; then nothing is left.
+        """
         started = time.monotonic()
 
-        def launch(hub: Hub) -> list[tuple[AgentCommand, bytes]]:
-            return [self._invite(hub, host, template, timeout) for host in self.hosts]
+        def launch(hub: Hub) -> list[Start]:
+            return [self.access.invite(hub, host, templates[host.here], timeout) for host in self.hosts]
 
         try:
             _open.add(self)
@@ -69,18 +77,9 @@ class Cluster:
         if self._problem is not None:
             waited = time.monotonic() - started
             self.stop()
-            raise LaunchError(f"{self._problem} (after {waited:.1f} s; agent_timeout is {timeout:g} s)")
-
-    def _invite(self, hub: Hub, host: HostPlan, template: TemplateSpec, timeout: float) -> tuple[AgentCommand, bytes]:
-        command = agent_command(host)
-        bootstrap = Bootstrap(
-            hostname=host.name,
-            invitation=msgspec.Raw(msgspec.json.encode(hub.invite(host.index))),
-            template=template,
-            stdin_is_link=command.stdin_is_link,
-            connect_timeout=timeout,
-        )
-        return command, bootstrap.to_line()
+            raise LaunchError(f"{self._problem}\n(after {waited:.1f} s; agent_timeout is {timeout:g} s)")
+        known = {index: host.facts for index, host in self.loop.core.hosts.items()}
+        self.facts = {index: facts for index, facts in known.items() if facts is not None}
 
     def close(self) -> None:
         """Begin to end everything; returns at once."""
@@ -102,9 +101,8 @@ class Cluster:
 
     def submit(
         self,
-        step: Step,
-        task: Sequence[Buffer],
-        template: TemplateSpec,
+        errands: Mapping[bool, Errand],
+        tasks: Mapping[bool, Sequence[Buffer]],
         hosts: Sequence[HostPlan],
         *,
         name: str,
@@ -112,18 +110,19 @@ class Cluster:
         time_limit: float | None,
         alone: bool,
     ) -> Run[Any]:
-        """Queue a step on some of the hosts; ``alone`` ends the cluster with it."""
+        """Queue a step on some of the hosts; ``alone`` ends the cluster with it.
+
+        ``errands`` and ``tasks`` are for hosts here, and for others.
+        """
         if self.loop.closed.is_set() or self._closing:
             raise LaunchError("the launcher has been stopped")
-        master = "127.0.0.1"
-        seats = place_ranks(hosts, self.facts, master)
-        letter = write_memfd([msgspec.msgpack.encode(step), *task], f"letter-{step.id}")
+        step = next(iter(errands.values())).step
         order = RunOrder(
             id=step.id,
             name=name,
             hosts=tuple(hosts),
-            seats=seats,
-            template=template,
+            seats=place_ranks(hosts, self.facts),
+            templates={host.index: errands[host.here].template for host in hosts},
             log_token=step.log_token,
             answers=step.kind == "function",
             grace=grace,
@@ -131,11 +130,12 @@ class Cluster:
             max_restarts=step.max_restarts,
             world_size=sum(host.workers for host in hosts),
         )
+        letters = {here: _write_letter(errands[here].step, tasks[here]) for here in {host.here for host in hosts}}
         run: Run[Any] = Run(self, step.id, name, hosts, alone=alone)
         self.runs[step.id] = run
         if time_limit is not None:
             self.limits[step.id] = time_limit
-        self.loop.submit(order, letter)
+        self.loop.submit(order, {host.index: letters[host.here] for host in hosts})
         return run
 
     def cancel(self, run: str, grace: float | None) -> None:
@@ -184,9 +184,8 @@ class Cluster:
         self.desk.call(lambda: run.resolve(ended, started, payloads))
 
 
-def new_run_id() -> str:
-    """Short enough to read aloud, random enough for one user's runs."""
-    return secrets.token_hex(4)
+def _write_letter(step: Step, task: Sequence[Buffer]) -> int:
+    return write_memfd([msgspec.msgpack.encode(step), *task], f"letter-{step.id}")
 
 
 def _stop_at_exit() -> None:

@@ -38,20 +38,27 @@ class ZlaunchError(RuntimeError):
 
     Attributes:
         survivors: processes of the step that would not die; empty but for the worst of days.
+        unasked: hosts that could not be asked whether anything is alive there, because they were lost.
     """
 
     survivors: list[Survivor]
+    unasked: list[str]
 
     def __init__(self, message: str = "", *, survivors: Sequence[Survivor] = ()) -> None:
-        self.survivors = list(survivors)
+        self.survivors, self.unasked = list(survivors), []
         super().__init__(message)
 
     def __str__(self) -> str:
-        message = super().__str__()
-        if not self.survivors:
-            return message
-        alive = ", ".join(f"pid {s.pid} on {s.hostname} ({s.command})" for s in self.survivors)
-        return f"{message}\nStill alive, and not to be killed: {alive}"
+        lines = [super().__str__()]
+        if self.survivors:
+            alive = ", ".join(f"pid {s.pid} on {s.hostname} ({s.command})" for s in self.survivors)
+            lines.append(f"Still alive, and not to be killed: {alive}")
+        if self.unasked:
+            lines.append(
+                f"Not to be asked what is alive there: {', '.join(self.unasked)}. An agent that does not hear of us "
+                "ends its ranks and itself within 15 s."
+            )
+        return "\n".join(lines)
 
 
 class WorkerFailedError(ZlaunchError):

@@ -140,6 +140,8 @@ class RunEnded(Struct, frozen=True, tag="run-ended"):
     fates: tuple[Fate, ...]
     """Every rank's fate, in the order of time."""
     survivors: tuple[Survivor, ...] = ()
+    unasked: tuple[str, ...] = ()
+    """Other machines that were lost: what ran there could not be asked for, and ends by itself."""
 
 
 class Notice(Struct, frozen=True, tag="notice"):

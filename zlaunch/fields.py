@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .errors import LaunchError
-from .model import HostFacts
-from .systems.machine import is_this_machine
+from .model import HostFacts, HostPlan
+from .systems.hosts import check_names
+from .systems.machine import are_this_machine
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "backend": ("auto", "nccl", "gloo", "mpi", "ucc", None),
@@ -18,6 +19,10 @@ _NOT_YET = {"rendezvous": ("mpi", "tcp"), "view": ("live", "plain")}
 """Values that the contract has and this version has not, and what to use instead."""
 
 
+LEAST_SILENCE = 1.5
+"""Seconds: with a heartbeat a second, less would lose hosts that are well."""
+
+
 def check_fields(launcher: object) -> None:
     """Raises ValueError, or LaunchError for what this version cannot do; each names the field and what it takes."""
     for name, allowed in _CHOICES.items():
@@ -26,11 +31,12 @@ def check_fields(launcher: object) -> None:
             raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
         if name in _NOT_YET and value == _NOT_YET[name][0]:
             raise LaunchError(f"{name}={value!r} is not there in this version of zlaunch; use {_NOT_YET[name][1]!r}")
-    for name in ("worker_timeout", "agent_timeout", "time_limit"):
+    for name in ("worker_timeout", "agent_timeout", "host_timeout", "time_limit"):
         value = getattr(launcher, name)
         if not (value is None and name == "time_limit") and not value > 0:
             raise ValueError(f"{name} is {value!r}; it is a number of seconds above 0")
-    for name, least in (("grace_period", 0), ("max_restarts", 0), ("gpus_per_worker", 1)):
+    least_of = {"grace_period": 0, "host_timeout": LEAST_SILENCE, "max_restarts": 0, "gpus_per_worker": 1}
+    for name, least in least_of.items():
         if not getattr(launcher, name) >= least:
             raise ValueError(f"{name} is {getattr(launcher, name)!r}; it is {least} at least")
     fraction = getattr(launcher, "gpu_memory_fraction")  # noqa: B009 - as above: any object with the fields
@@ -49,22 +55,26 @@ def check_gpu_memory(fraction: float | None, kind: str, hosts: Mapping[str, Host
         raise LaunchError(f"gpu_memory_fraction is {fraction!r}, and there is no GPU on {', '.join(without)}")
 
 
-def host_names(hostnames: Sequence[str] | str) -> list[str]:
-    """The hosts that ``Launcher.hostnames`` means. Raises as ``check_fields``."""
+def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:
+    """The hosts that ``Launcher.hostnames`` means, with their ranks still to be counted. Raises as ``check_fields``.
+
+    Names are looked up, side by side, to find those that mean this machine.
+    """
     if isinstance(hostnames, str):
         if hostnames in ("auto", "local"):
-            return ["localhost"]
+            return (HostPlan(0, "localhost", 0),)
         if hostnames in ("slurm", "lsf", "flux"):
-            raise LaunchError(f"hostnames is {hostnames!r}: this version of zlaunch runs on this machine only")
+            raise LaunchError(f"hostnames is {hostnames!r}: this version of zlaunch knows no scheduler; name the hosts")
         words = "a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
         raise ValueError(f"hostnames is {hostnames!r}; it is {words}")
     names = list(hostnames)
     if len(names) == 1 and names[0] in ("auto", "local", "slurm", "lsf", "flux"):
-        return host_names(names[0])  # as a command line's parser gives it
+        return hosts_of(names[0])  # as a command line's parser gives it
     if not names:
         raise ValueError("hostnames is an empty list")
-    if len(names) > 1:
-        raise LaunchError(f"hostnames {names}: this version of zlaunch runs on one host, this machine")
-    if not is_this_machine(names[0]):
-        raise LaunchError(f"{names[0]}: not this machine, and this version of zlaunch runs on no other")
-    return names
+    check_names(names)
+    here = are_this_machine(names)
+    twice = [name for name, is_here in zip(names, here, strict=True) if is_here]
+    if len(twice) > 1:
+        raise ValueError(f"hostnames: {' and '.join(twice)} are all this machine; name it once, with more ranks")
+    return tuple(HostPlan(i, name, 0, is_here) for i, (name, is_here) in enumerate(zip(names, here, strict=True)))

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from .backends.local import agent_command
-from .cluster import Cluster, new_run_id
-from .errors import LaunchError
-from .fields import check_fields, check_gpu_memory, host_names
-from .model import HostFacts, HostPlan, StartMethod, Step, TaskKind, TemplateSpec
-from .plan import LaunchPlan, count_workers, place_ranks, template_for
+import msgspec
+
+from .access import Access, config_path
+from .cluster import Cluster
+from .fields import check_fields, hosts_of
+from .model import HostFacts, HostPlan, StartMethod, TaskKind
+from .plan import LaunchPlan, count_workers, place_ranks
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
 from .result import LaunchResult, Run
-from .surroundings import ranks_environment, record_level, view_settings
+from .steps import backend_for, check_hosts, check_preload, make_errands, with_backend
+from .surroundings import ranks_environment, view_settings
 from .systems.detect import facts as detect_facts
-from .systems.targets import TargetError, check_import, check_module, check_program, check_script, search_path
+from .systems.targets import check_module, check_program, check_script, search_path
 from .view.settings import HandlerFactory, ViewName, ViewSettings
 
 P = ParamSpec("P")
@@ -33,6 +35,8 @@ R = TypeVar("R")
 Backend = Literal["auto", "nccl", "gloo", "mpi", "ucc"]
 Where = Literal["auto", "local", "slurm", "lsf", "flux"]
 Workers = Literal["auto", "gpu", "cpu"]
+Dump = Callable[..., Sequence[Buffer]]
+"""Pickles a task; is given the folders that a host has not."""
 
 DEFAULT_LOG_DIR = "zlaunch_logs"
 
@@ -54,16 +58,21 @@ class Launcher:
     """Where functions, scripts and programs run, and how.
 
     Attributes:
-        hostnames: ``"auto"`` and ``"local"`` are this machine; or a list of names or addresses.
+        hostnames: ``"auto"`` and ``"local"`` are this machine; or a list of names or addresses, each of which is
+            reached by ``ssh`` unless it means this machine: ``["node1", "me@node2", "localhost"]``.
         workers_per_host: ranks per host: a number, one per host, ``"gpu"`` (one per GPU), ``"cpu"`` (the usable cores)
             or ``"auto"`` (one per GPU; without any, one per NUMA domain).
         backend: the process group that is made before a function and destroyed after it. ``"auto"``: nccl where there
             are GPUs, else gloo; ``None``: none.
         rendezvous: how ranks find each other; ``"tcp"``.
         ssh_config_file: for hosts that are reached by ssh; default: what ``ssh`` itself reads.
+        python: the interpreter on hosts that are reached by ssh; default: the path of the one here.
+        setup: what their shell does first: ``"module load cuda"``.
+        host_timeout: seconds without a sign of life after which a host is lost; 1.5 at least.
         worker_timeout: seconds that a collective of the process group may take.
         agent_timeout: seconds that agents may take to start.
-        copy_env_vars: shell patterns of variables that ranks on other hosts get; those here inherit them all.
+        copy_env_vars: shell patterns of variables that ranks on other hosts get on top of those of their own host;
+            those here inherit them all.
         extra_env_vars: more of them, which win over those.
         env_file: a ``.env`` file of still more, which win over all.
         gpus_per_worker: where more than 1, each rank sees only its own GPUs.
@@ -98,6 +107,9 @@ class Launcher:
     max_restarts: int = 0
     log_dir: str | Path | None = DEFAULT_LOG_DIR
     view: ViewName = "auto"
+    python: str | None = None
+    setup: str | None = None
+    host_timeout: float = 4.5
 
     view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
     """What the command line says of the view beyond ``log_dir`` and ``view``; wins over both."""
@@ -126,7 +138,7 @@ class Launcher:
         if not callable(func):
             raise TypeError(f"run takes a function and its arguments, not {func!r}")
         name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
-        return self._submit("function", (), dump_task(func, args, kwargs), name)
+        return self._submit("function", (), functools.partial(dump_task, func, args, kwargs), name)
 
     def run_script(self, path: str | os.PathLike[str], *argv: str) -> LaunchResult[None]:
         """Run a Python script on every rank, as ``python path argv...`` would. No process group is made for it.
@@ -148,19 +160,19 @@ class Launcher:
     def submit_script(self, path: str | os.PathLike[str], *argv: str, name: str | None = None) -> Run[None]:
         """``run_script`` without waiting; ``name`` is what the run is called, by default the script."""
         check_script(os.fspath(path))
-        return self._submit("script", (os.fspath(path), *argv), (), name or Path(path).name)
+        return self._submit("script", (os.fspath(path), *argv), None, name or Path(path).name)
 
     def submit_module(self, module: str, *argv: str, name: str | None = None) -> Run[None]:
         """``run_module`` without waiting; ``name`` as for a script."""
         check_module(module, search_path(os.getcwd(), ranks_environment(self.extra_env_vars, self.env_file)))
-        return self._submit("module", (module, *argv), (), name or module)
+        return self._submit("module", (module, *argv), None, name or module)
 
     def submit_command(self, *argv: str, name: str | None = None) -> Run[None]:
         """``run_command`` without waiting; ``name`` as for a script."""
         if not argv:
             raise ValueError("run_command takes a program and its arguments")
         check_program(argv[0], ranks_environment(self.extra_env_vars, self.env_file))
-        return self._submit("command", argv, (), name or Path(argv[0]).name)
+        return self._submit("command", argv, None, name or Path(argv[0]).name)
 
     # --- agents that stay -------------------------------------------------------------------------------------------
 
@@ -169,8 +181,7 @@ class Launcher:
         check_fields(self)
         with self._shared.lock:
             if self._shared.cluster is None:
-                hosts = self._hosts()
-                self._shared.cluster = self._new_cluster(hosts, self.preload)
+                self._shared.cluster = self._new_cluster(self._places(), self.preload)
         return self
 
     def stop(self) -> None:
@@ -215,7 +226,7 @@ class Launcher:
             ValueError: more hosts than there are, or one that isn't there.
             TypeError: a field that does not exist.
         """
-        mine = [plan.name for plan in self._hosts()]
+        mine = [plan.name for plan in self._places()]
         chosen = list(mine)
         if hosts is not None:
             if not 1 <= hosts <= len(mine):
@@ -252,41 +263,53 @@ class Launcher:
 
     def plan(self, kind: TaskKind = "function", *argv: str) -> LaunchPlan:
         """What a step would be: hosts, agents, environment, seats. Starts nothing. Raises as ``submit``."""
-        hosts = self._hosts()
-        facts = {plan.index: detect_facts() for plan in hosts}
-        step = self._step(kind, argv)
-        seats = place_ranks(hosts, facts, "127.0.0.1")
+        check_fields(self)
+        access, cluster = self._access(), self._shared.cluster
+        places: Sequence[HostPlan] = self._places()
+        if cluster:
+            places = self._among(cluster.hosts, places)
+        facts = dict(cluster.facts) if cluster else {p.index: detect_facts() for p in places if p.here}
+        counted = self._counted(places, facts) if self._can_count(places) or cluster else places
+        errands = make_errands(self, kind, argv, self._preload_for(kind), {place.here for place in places})
+        known = all(host.workers for host in counted)
+        if kind == "function" and known and len(facts) == len(counted):
+            errands = with_backend(errands, backend_for(self, counted, facts))
+        seats = place_ranks(counted, facts, "127.0.0.1" if len(counted) == 1 else "") if known else {}
+        errand = errands[places[0].here]
         return LaunchPlan(
-            hosts=hosts,
-            agents=tuple(agent_command(plan) for plan in hosts),
-            step=step,
-            seats=tuple(seat for places in seats.values() for seat in places),
-            template=self._template(step, self._preload_for(kind)),
+            hosts=tuple(counted),
+            agents=tuple(access.command(place, self.agent_timeout) for place in places),
+            step=errand.step,
+            seats=tuple(seat for its in seats.values() for seat in its),
+            template=errand.template,
         )
 
     # --- the inside -------------------------------------------------------------------------------------------------
 
-    def _submit(self, kind: TaskKind, argv: Sequence[str], task: Sequence[Buffer], name: str) -> Run[Any]:
+    def _submit(self, kind: TaskKind, argv: Sequence[str], dump: Dump | None, name: str) -> Run[Any]:
         check_fields(self)
-        hosts = self._hosts()
-        check_gpu_memory(self.gpu_memory_fraction, kind, {h.name: self._facts([h.name])[0] for h in hosts})
-        step = self._step(kind, argv)
+        places = self._places()
+        tasks: dict[bool, Sequence[Buffer]] = dict.fromkeys((True, False), dump() if dump else ())
         cluster = self._shared.cluster
         alone = cluster is None
-        preload = self._preload_for(kind) if alone else self.preload
         if cluster is None:
-            cluster = self._new_cluster(hosts, preload)
-        else:
-            names = {plan.name: plan.index for plan in cluster.hosts}
-            missing = [plan.name for plan in hosts if plan.name not in names]
-            if missing:
-                raise ValueError(f"{', '.join(missing)}: not among the hosts that were started ({', '.join(names)})")
-            hosts = tuple(HostPlan(names[plan.name], plan.name, plan.workers) for plan in hosts)
+            if all(place.here for place in places) or self._can_count(places):
+                here = {place.index: detect_facts() for place in places if place.here}
+                counted = self._counted(places, here)
+                check_hosts(self, kind, [host for host in counted if host.here], here)
+            cluster = self._new_cluster(places, self._preload_for(kind))
         try:
+            hosts = self._counted(self._among(cluster.hosts, places), cluster.facts)
+            check_hosts(self, kind, hosts, cluster.facts)
+            preload = self._preload_for(kind) if alone else self.preload
+            errands = make_errands(self, kind, argv, preload, {host.here for host in hosts})
+            absent = {folder for host in hosts if not host.here for folder in cluster.facts[host.index].absent}
+            if dump:
+                errands = with_backend(errands, backend_for(self, hosts, cluster.facts))
+                tasks[False] = dump(tuple(absent)) if absent else tasks[True]
             return cluster.submit(
-                step,
-                task,
-                self._template(step, preload),
+                errands,
+                tasks,
                 hosts,
                 name=name,
                 grace=self.grace_period,
@@ -298,71 +321,47 @@ class Launcher:
                 cluster.stop()
             raise
 
-    def _new_cluster(self, hosts: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
+    def _new_cluster(self, places: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
         check_fields(self)
-        for module in preload:
-            try:
-                check_import(module, [path or os.getcwd() for path in sys.path], f"preload {module!r}")
-            except TargetError as error:
-                raise LaunchError(str(error)) from None
-        facts = {plan.index: detect_facts() for plan in hosts}
+        check_preload(preload)
         settings = self.view_settings or view_settings(self.view, self.log_dir, DEFAULT_LOG_DIR, self._handlers)
-        cluster = Cluster(hosts, facts, settings)
-        cluster.start(self._template(self._step("function", ()), preload), self.agent_timeout)
+        errands = make_errands(self, "function", (), preload, {place.here for place in places})
+        cluster = Cluster(places, self._access(), settings)
+        cluster.start({here: errand.template for here, errand in errands.items()}, self.agent_timeout)
         return cluster
+
+    def _access(self) -> Access:
+        return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout)
 
     def _preload_for(self, kind: TaskKind) -> tuple[str, ...]:
         """A program of its own has no use for our torch."""
         return () if kind == "command" else self.preload
 
-    def _template(self, step: Step, preload: tuple[str, ...]) -> TemplateSpec:
-        return template_for(
-            preload=preload,
-            start_method=self.start_method,
-            env=step.env,
-            sys_path=step.sys_path,
-            cwd=step.cwd,
-        )
+    def _places(self) -> tuple[HostPlan, ...]:
+        """Our hosts, with their ranks still to be counted."""
+        cluster, names = self._shared.cluster, self.hostnames
+        known = {host.name: host.here for host in cluster.hosts} if cluster else {}
+        if known and not isinstance(names, str) and known.keys() >= set(names) and len(set(names)) == len(names) > 0:
+            return tuple(HostPlan(i, name, 0, known[name]) for i, name in enumerate(names))
+        return hosts_of(names)
 
-    def _step(self, kind: TaskKind, argv: Sequence[str]) -> Step:
-        run = new_run_id()
-        function = kind == "function"
-        return Step(
-            id=run,
-            run_id=run,
-            kind=kind,
-            argv=tuple(argv),
-            env=ranks_environment(self.extra_env_vars, self.env_file),
-            cwd=os.getcwd(),
-            sys_path=tuple(path or os.getcwd() for path in sys.path),
-            backend=self._backend() if function else None,
-            timeout=self.worker_timeout,
-            log_token=new_run_id() * 2 if function else "",
-            log_level=record_level(self._handlers),
-            max_restarts=self.max_restarts,
-            gpus_per_worker=self.gpus_per_worker,
-            gpu_memory_fraction=self.gpu_memory_fraction,
-            unswap_rocr_hip=self.unswap_rocr_hip,
-        )
+    def _among(self, started: Sequence[HostPlan], places: Sequence[HostPlan]) -> list[HostPlan]:
+        """The same hosts as those that were started have them."""
+        by_name = {host.name: host for host in started}
+        missing = [place.name for place in places if place.name not in by_name]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: not among the hosts that were started ({', '.join(by_name)})")
+        return [by_name[place.name] for place in places]
 
-    def _backend(self) -> str | None:
-        if self.backend != "auto":
-            return self.backend
-        hosts = self._hosts()
-        facts = self._facts([host.name for host in hosts])
-        enough = all(len(f.gpus) >= h.workers * self.gpus_per_worker for h, f in zip(hosts, facts, strict=True))
-        return "nccl" if enough else "gloo"  # two ranks cannot share a GPU in nccl
+    def _can_count(self, places: Sequence[HostPlan]) -> bool:
+        """Whether we know how many ranks each host gets before its agent has told what it has."""
+        return isinstance(self.workers_per_host, int | list) or all(place.here for place in places)
 
-    def _facts(self, names: Sequence[str]) -> list[HostFacts]:
-        """What the hosts have: known once the agents are there, looked up here before."""
-        cluster = self._shared.cluster
-        known = {plan.name: cluster.facts[plan.index] for plan in cluster.hosts} if cluster else {}
-        return [known.get(name) or detect_facts() for name in names]
-
-    def _hosts(self) -> tuple[HostPlan, ...]:
-        names = host_names(self.hostnames)
-        counts = count_workers(self.workers_per_host, names, self._facts(names), self.gpus_per_worker)
-        return tuple(HostPlan(i, name, n) for i, (name, n) in enumerate(zip(names, counts, strict=True)))
+    def _counted(self, places: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> tuple[HostPlan, ...]:
+        names = [place.name for place in places]
+        known = [facts[place.index] for place in places if place.index in facts]
+        counts = count_workers(self.workers_per_host, names, known, self.gpus_per_worker)
+        return tuple(msgspec.structs.replace(p, workers=n) for p, n in zip(places, counts, strict=True))
 
 
 @dataclass

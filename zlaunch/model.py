@@ -115,6 +115,8 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     torch: str = ""
     version: str = ""
     boot_id: str = ""
+    absent: tuple[str, ...] = ()
+    """Of the folders in the launcher's ``sys.path``, those that are not there."""
 
 
 class HostPlan(Struct, frozen=True):
@@ -123,6 +125,9 @@ class HostPlan(Struct, frozen=True):
     index: int
     name: str
     workers: int
+    """0 while nobody knows: what the host has is told by its agent."""
+    here: bool = True
+    """Whether it is this very machine, which needs no ssh, and whose ranks inherit the whole environment."""
 
 
 class Seat(Struct, frozen=True, kw_only=True):
@@ -139,7 +144,9 @@ class Seat(Struct, frozen=True, kw_only=True):
     master_port: int
     restart_count: int = 0
     threads: int = 1
-    """The host's usable cores over its ranks: OMP_NUM_THREADS where the user set none."""
+    """The host's usable cores over its ranks: OMP_NUM_THREADS where the user set none. 0 while nobody knows."""
+    interface: str = "lo"
+    """The network interface that reaches the other hosts: GLOO_SOCKET_IFNAME where the user set none; may be empty."""
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -151,7 +158,11 @@ class Step(Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...] = ()
     """A script's path, a module's name or a program, with its arguments; empty for a function."""
     env: dict[str, str]
-    """The whole environment of the ranks, before what zlaunch itself sets."""
+    """The whole environment of the ranks, before what zlaunch itself sets; with ``inherit``, what goes on top of their
+    host's own."""
+    inherit: bool = False
+    """On other hosts than the launcher's: the environment that their agent was started in comes below ``env``, and
+    where ``cwd`` is not there, the ranks start in the home directory."""
     cwd: str
     sys_path: tuple[str, ...] = ()
     backend: str | None = None
@@ -173,6 +184,8 @@ class TemplateSpec(Struct, frozen=True, kw_only=True):
     preload: tuple[str, ...]
     start_method: StartMethod
     env: dict[str, str]
+    inherit: bool = False
+    """As a step's."""
     sys_path: tuple[str, ...]
     cwd: str
 

@@ -48,7 +48,16 @@ class LaunchPlan:
     agents: tuple[AgentCommand, ...]
     step: Step
     seats: tuple[Seat, ...]
-    """With port 0: the port is chosen by rank 0's host when the step starts."""
+    """With port 0: the port is chosen by rank 0's host when the step starts. Of hosts whose agents must count their
+    ranks first there are none."""
+    template: TemplateSpec
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What some hosts of a step are given: this machine's ranks inherit our environment, others' their own host's."""
+
+    step: Step
     template: TemplateSpec
 
 
@@ -89,14 +98,14 @@ def count_workers(
 
 
 def place_ranks(
-    hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts], master_addr: str
+    hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts], master_addr: str = ""
 ) -> dict[int, tuple[Seat, ...]]:
-    """Seats by host index: ranks are counted host by host."""
+    """Seats by host index: ranks are counted host by host. Address and port of rank 0 are found when they start."""
     world_size = sum(host.workers for host in hosts)
     seats: dict[int, tuple[Seat, ...]] = {}
     first = 0
     for node, host in enumerate(hosts):
-        threads = max(1, facts[host.index].cores // host.workers)
+        threads = max(1, facts[host.index].cores // host.workers) if host.index in facts else 0
         seats[host.index] = tuple(
             Seat(
                 rank=first + local,
@@ -123,6 +132,7 @@ def template_for(
     env: Mapping[str, str],
     sys_path: Sequence[str],
     cwd: str,
+    inherit: bool = False,
 ) -> TemplateSpec:
     """The template that a step needs. Two steps whose keys are equal share one.
 
@@ -139,6 +149,7 @@ def template_for(
         preload=preload,
         start_method=start_method,
         env=dict(env),
+        inherit=inherit,
         sys_path=tuple(sys_path),
         cwd=cwd,
     )

@@ -15,6 +15,7 @@ from .errors import (
     SerializationError,
     TimeLimitExceeded,
     WorkerFailedError,
+    ZlaunchError,
 )
 from .events import RunEnded
 from .model import Fate, FateKind, HostPlan
@@ -210,7 +211,10 @@ class Run(Generic[R]):
         ended = self.ended
         assert ended is not None
         if ended.outcome != "succeeded":
-            return self._failure(ended)
+            error = self._failure(ended)
+            if isinstance(error, ZlaunchError):
+                error.unasked = list(ended.unasked)
+            return error
         results: dict[str, list[R]] = {}
         rank = 0
         for host in self._hosts:

@@ -2,26 +2,71 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .torchenv.envfile import parse_env_file
 from .view.settings import HandlerFactory, ViewName, ViewSettings, log_level
 
+OF_THIS_MACHINE = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "MAIL",
+    "HOSTNAME",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
+    "SSH_*",
+    "DBUS_*",
+    "XDG_RUNTIME_DIR",
+    "XDG_SESSION_*",
+    "PYTHONHOME",
+    "PYTHONEXECUTABLE",
+)
+"""What tells of this machine, this session or this interpreter: a pattern like ``PYTHON*`` does not carry it to other
+hosts, where it would be wrong (with another's PYTHONHOME no Python starts). Its full name does."""
 
-def ranks_environment(extra: Mapping[str, str] | None, env_file: str | os.PathLike[str] | None) -> dict[str, str]:
-    """The environment of ranks on this machine: all of ours, then ``extra``, then the file's. Later wins.
+
+def copied_environment(patterns: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """What of ``environ`` goes to ranks on other hosts: what one of the shell patterns matches, case counting."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in patterns or (_matches(name, patterns) and not _matches(name, OF_THIS_MACHINE))
+    }
+
+
+def ranks_environment(
+    extra: Mapping[str, str] | None,
+    env_file: str | os.PathLike[str] | None,
+    copy: Sequence[str] | None = None,
+) -> dict[str, str]:
+    """What ranks get from here: our variables, then ``extra``, then the file's. Later wins.
+
+    Args:
+        extra: variables and their values.
+        env_file: a ``.env`` file; ``$NAME`` in it means ``extra`` or ours, also where ours is not copied.
+        copy: shell patterns of those of ours that go to other hosts; ``None``: all, for ranks on this machine.
 
     Raises:
         OSError, ValueError: the file cannot be read, or a line of it is no assignment.
     """
-    env = {**os.environ, **(extra or {})}
+    ours = dict(os.environ)
+    given = dict(extra or {})
     if env_file is not None:
         path = Path(env_file)
-        env.update(parse_env_file(path.read_text(), env, str(path)))
-    return env
+        given.update(parse_env_file(path.read_text(), {**ours, **given}, str(path)))
+    return (ours if copy is None else copied_environment(copy, ours)) | given
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def record_level(handlers: HandlerFactory | None) -> int:

@@ -84,7 +84,9 @@ class AgentCore:
                 return self._swept(event)
             case on.PortKept():
                 step, attempt = event.key
-                return [do.Send(m.Reserved(step, attempt, event.port))]
+                return [do.Send(m.Reserved(step, attempt, event.port, event.point))]
+            case on.Sought():
+                return [do.Send(m.Reached(*event.key, event.ways, event.tried))]
             case on.SupervisorLost():
                 return self._orphaned(event, now)
             case on.Tick():
@@ -99,7 +101,9 @@ class AgentCore:
             case m.Warm():
                 return self._warm(message.template)
             case m.Reserve():
-                return [do.KeepPort((message.step, message.attempt))]
+                return [do.KeepPort((message.step, message.attempt), message.meet)]
+            case m.Reach():
+                return [do.Seek((message.step, message.attempt), message.point)]
             case m.Start():
                 return self._start(message)
             case m.Stop():
@@ -130,7 +134,7 @@ class AgentCore:
             text = f"asked to start {key} while {self.step.key} is still here"
             return [do.Send(m.Said("error", text))]
         self.step = HostStep(key, message.template, {seat.rank: Rank(seat) for seat in message.seats}, message.answers)
-        effects: list[do.Effect] = [do.FetchLetter(key, message.letter)]
+        effects: list[do.Effect] = [do.EndMeeting(key), do.FetchLetter(key, message.letter)]
         if self.template and self.template_state == "none":
             self.template_state = "starting"
             effects.append(do.RunTemplate(self.template))

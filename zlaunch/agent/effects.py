@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..model import Fate, Seat, Survivor, TemplateSpec
-from ..protocol.messages import Payload, ToSupervisor
+from ..protocol.messages import MeetingPoint, Payload, ToSupervisor
 from .happenings import RankAnswered
 
 Key = tuple[str, int]
@@ -97,14 +97,30 @@ class Closed:
 
 @dataclass(frozen=True)
 class KeepPort:
-    """Bind a free port for rank 0, never listening on it."""
+    """Bind a free port for rank 0, never listening on it; with ``meet``, be a meeting point on another one."""
+
+    key: Key
+    meet: bool
+
+
+@dataclass(frozen=True)
+class Seek:
+    """Try all addresses of a meeting point."""
+
+    key: Key
+    point: MeetingPoint
+
+
+@dataclass(frozen=True)
+class EndMeeting:
+    """Nobody is waited for, or looked for, any more."""
 
     key: Key
 
 
 @dataclass(frozen=True)
 class FreePort:
-    """Close the port that was kept for a step."""
+    """Close the port that was kept for a step, and its meeting point."""
 
     key: Key
 
@@ -129,6 +145,8 @@ Effect: TypeAlias = (
     | Sweep
     | Closed
     | KeepPort
+    | Seek
+    | EndMeeting
     | FreePort
     | Leave
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..model import StartMethod, Survivor
-from ..protocol.messages import ToAgent
+from ..protocol.messages import MeetingPoint, ToAgent, Way
 
 Key = tuple[str, int]
 
@@ -107,6 +107,16 @@ class PortKept:
 
     key: Key
     port: int
+    point: MeetingPoint | None = None
+
+
+@dataclass(frozen=True)
+class Sought:
+    """All addresses of a meeting point have been tried."""
+
+    key: Key
+    ways: tuple[Way, ...]
+    tried: str
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,7 @@ Happening: TypeAlias = (
     | RankDrained
     | Swept
     | PortKept
+    | Sought
     | SupervisorLost
     | Tick
 )

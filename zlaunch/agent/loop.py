@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections import deque
 from contextlib import suppress
@@ -30,6 +29,7 @@ from . import effects as do
 from . import happenings as on
 from .core import AgentCore
 from .payloads import Payloads
+from .places import Places
 from .processes import OomWatch, RankProcess, TemplateProcess, signal_pipe
 from .pump import Pump
 
@@ -52,7 +52,7 @@ class AgentLoop:
         self.ranks: dict[tuple[Key, int], RankProcess] = {}
         self.forks: deque[do.Fork] = deque()
         self.unborn = 0
-        self.ports: dict[Key, socket.socket] = {}
+        self.places = Places()
         self.attached: memoryview | bytes | None = None
         self.oom: OomWatch | None = None
         self.status: int | None = None
@@ -63,14 +63,19 @@ class AgentLoop:
         self.pump = Pump(self.spoke.send_log)
         self.payloads = Payloads(self.spoke)
         self.connect_timeout = bootstrap.connect_timeout
-        if bootstrap.template:
+        self.folders = bootstrap.template.sys_path if bootstrap.template else ()
+        self.template_for_later = None if bootstrap.warm_first else bootstrap.template
+        if bootstrap.template and bootstrap.warm_first:
             self.post(on.Told(m.Warm(bootstrap.template)))
 
     def run(self) -> int:
-        """Connect and serve; returns the exit status."""
+        """Connect and serve; returns the exit status. Raises LinkError where there is no way to the supervisor."""
         try:
-            self.spoke.connect(self.connect_timeout)
-            self.spoke.send(m.Hello(facts(), time.monotonic()))
+            came_from = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+            self.spoke.connect(self.connect_timeout, first=came_from)
+            self.spoke.send(m.Hello(facts(self.folders), time.monotonic(), self.spoke.way))
+            if self.template_for_later:
+                self.post(on.Told(m.Warm(self.template_for_later)))
             while self.status is None:
                 self._wait()
             return self.status
@@ -90,7 +95,8 @@ class AgentLoop:
     # --- waiting ----------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        deadlines = [t for t in (self.core.deadline(), self.pump.deadline()) if t is not None]
+        times = (self.core.deadline(), self.pump.deadline(), self.places.deadline())
+        deadlines = [t for t in times if t is not None]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         events, ready = self.spoke.poll(timeout, self._descriptors())
         for event in events:
@@ -99,12 +105,14 @@ class AgentLoop:
             self._descriptor_ready(fd)
         now = time.monotonic()
         self.pump.tick(now)
+        for sought in self.places.sought():
+            self.post(sought)
         deadline = self.core.deadline()
         if deadline is not None and deadline <= now:
             self.post(on.Tick())
 
     def _descriptors(self) -> list[int]:
-        waiting = [self.signals, *self.pump.watched()]
+        waiting = [self.signals, *self.pump.watched(), *self.places.fds()]
         if self.stdin_is_link:
             waiting.append(0)
         if self.template:
@@ -130,7 +138,7 @@ class AgentLoop:
             self._from_template(self.template)
         elif self.template and fd == self.template.output:
             self._template_printed(self.template)
-        else:
+        elif not self.places.ready(fd):
             self._from_rank(fd)
 
     # --- translating ------------------------------------------------------------------------------------------------
@@ -285,7 +293,9 @@ class AgentLoop:
                 self._end_template()
                 self.template = TemplateProcess.start(spec)
                 with suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its end-of-file will say so
-                    self.template.wire.send(local.Prepare(spec.preload, spec.sys_path, spec.start_method))
+                    self.template.wire.send(local.Prepare(spec.preload, spec.sys_path, spec.start_method, spec.inherit))
+                if self.template.note:
+                    self.spoke.send(m.Said("warning", self.template.note))
             case do.EndTemplate():
                 self._end_template()
             case do.FetchLetter(key, payload):
@@ -307,12 +317,14 @@ class AgentLoop:
                 self._sweep(key)
             case do.Closed((step, attempt), survivors):
                 self.spoke.send(m.Closed(step, attempt, survivors, self.pump.sent))
-            case do.KeepPort(key):
-                self._keep_port(key)
+            case do.KeepPort(key, meet):
+                self.queue.append(self.places.keep(key, meet))
+            case do.Seek(key, point):
+                self.places.seek(key, point)
+            case do.EndMeeting(key):
+                self.places.end_meeting(key)
             case do.FreePort(key):
-                kept = self.ports.pop(key, None)
-                if kept:
-                    kept.close()
+                self.places.free(key)
             case do.Leave(status):
                 self.status = status
             case _:
@@ -375,13 +387,6 @@ class AgentLoop:
     def _no_forks(self) -> None:
         self.forks.clear()
         self.unborn = 0
-
-    def _keep_port(self, key: Key) -> None:
-        kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("", 0))  # never listens: nobody else is given the port, and rank 0's TCPStore can still bind it
-        self.ports[key] = kept
-        self.queue.append(on.PortKept(key, kept.getsockname()[1]))
 
     def _end_template(self) -> None:
         template, self.template = self.template, None

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
+import msgspec
+
 from ..protocol.bootstrap import Bootstrap
+from ..protocol.frames import VersionMismatch
 
 
 def main() -> None:
@@ -16,11 +19,21 @@ def main() -> None:
     line = _read_line(0)
     if not line:
         sys.exit("zlaunch agent: no keys came on stdin; agents are started by zlaunch itself")
-    bootstrap = Bootstrap.from_line(line)
+    try:
+        bootstrap = Bootstrap.from_line(line)
+    except VersionMismatch as error:
+        sys.exit(f"zlaunch agent: {error}")
+    except msgspec.MsgspecError as error:
+        sys.exit(f"zlaunch agent: what came on stdin are no keys: {error}")
     os.chdir("/")
+    from ..link.words import LinkError
     from .loop import AgentLoop
 
-    status = AgentLoop(bootstrap).run()
+    try:
+        status = AgentLoop(bootstrap).run()
+    except LinkError as error:
+        sys.stderr.write(f"zlaunch agent: {error}\n")
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # nothing is left to finalise, and a zmq context need not be waited for

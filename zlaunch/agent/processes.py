@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from ..link.local import Wire, agent_end, pair
 from ..model import TemplateSpec
 from ..protocol.local import Answer, FromTemplate
+from ..systems.folders import working_folder
 from ..systems.interpreter import python_argv
+from ..torchenv.environment import inherited_environment
 
 
 @dataclass
@@ -23,10 +25,19 @@ class TemplateProcess:
     wire: Wire[FromTemplate]
     output: int
     said: bytes = b""
+    note: str = ""
+    """A warning for the people: where ranks start, if not in the directory that was asked for."""
 
     @classmethod
     def start(cls, spec: TemplateSpec) -> TemplateProcess:
         """Start it; its answers come over ``wire``, and what it prints over ``output``."""
+        env, folder, note = dict(spec.env), spec.cwd if os.path.isdir(spec.cwd) else "/", ""
+        if spec.inherit:
+            env = inherited_environment(spec.env, os.environ)
+            folder = working_folder(spec.cwd, os.environ)
+            env["PWD"] = folder
+            if folder != spec.cwd:
+                note = f"there is no folder {spec.cwd} here: ranks start in {folder}"
         ours, theirs = pair()
         output, write_end = os.pipe()
         os.set_blocking(output, False)
@@ -35,8 +46,8 @@ class TemplateProcess:
         try:
             process = subprocess.Popen(
                 command,
-                env=dict(spec.env),
-                cwd=spec.cwd if os.path.isdir(spec.cwd) else "/",
+                env=env,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
@@ -51,7 +62,7 @@ class TemplateProcess:
             theirs.close()
             os.close(guard)
             os.close(write_end)
-        return cls(spec, process, agent_end(ours), output)
+        return cls(spec, process, agent_end(ours), output, note=note)
 
     def close(self) -> None:
         """Let go of it: it ends by itself at the end-of-file, after killing what is below it."""

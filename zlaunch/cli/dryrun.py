@@ -7,35 +7,53 @@ only knows once it is under way (its id, its free port) stands in angle brackets
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ..model import AgentCommand, HostPlan, Seat, Step
 from ..plan import LaunchPlan
 from ..torchenv.environment import rank_environment
 
 
-def describe(plan: LaunchPlan, environ: Mapping[str, str]) -> str:
-    """The plan, host by host; what ``environ``, our own environment, has is not printed again."""
+def describe(plan: LaunchPlan, environ: Mapping[str, str], copied: Collection[str] = ()) -> str:
+    """The plan, host by host; what ``environ``, our own environment, has is not printed again.
+
+    ``copied`` are the names of those of our variables that go to other hosts.
+    """
     step = plan.step
-    ranks, hosts = len(plan.seats), len(plan.hosts)
     lines = [
-        f"{_count(ranks, 'rank')} on {_count(hosts, 'host')}; nothing is started",
+        f"{_size(plan)}; nothing is started",
         "",
         f"every rank: {_command(step)}",
         f"  in {step.cwd}",
         f"  {_started(plan.template.start_method, plan.template.preload)}",
     ]
-    environments = {seat.rank: dict(_set_for(seat, step, environ)) for seat in plan.seats}
-    shared = _shared(list(environments.values()))
+    environments = {seat.rank: dict(_set_for(seat, plan, environ)) for seat in plan.seats}
+    if plan.seats:
+        shared = _shared(list(environments.values()))
+    else:
+        shared = {name: value for name, value in step.env.items() if environ.get(name) != value}
     lines += [f"  {_assignment(name, value)}" for name, value in sorted(shared.items())]
+    if not all(host.here for host in plan.hosts):
+        ours = ", ".join(sorted(copied)) or "none of ours"
+        lines += ["", f"other hosts: their own environment, and on top {ours}", f"  {_STDIN}"]
     for host in plan.hosts:
         lines += ["", *_host(host, [agent for agent in plan.agents if agent.host == host.index])]
         for seat in plan.seats:
-            if seat.node_rank == host.index:
+            if seat.hostname == host.name:
                 own = sorted((k, v) for k, v in environments[seat.rank].items() if k not in shared)
                 words = " ".join(_assignment(name, value) for name, value in own)
                 lines.append(f"  rank {seat.rank}: {words}")
     return "\n".join(lines) + "\n"
+
+
+_STDIN = "the agent's keys go to ssh's stdin; -R for a way back through ssh is added when the ports are known"
+
+
+def _size(plan: LaunchPlan) -> str:
+    on = f"on {_count(len(plan.hosts), 'host')}"
+    if plan.seats:
+        return f"{_count(len(plan.seats), 'rank')} {on}"
+    return f"ranks {on}, counted when the agents have told what is there"
 
 
 def _command(step: Step) -> str:
@@ -58,16 +76,26 @@ def _started(how: str, preload: Sequence[str]) -> str:
 
 
 def _host(host: HostPlan, agents: Sequence[AgentCommand]) -> Iterator[str]:
-    yield f"{host.name}: {_count(host.workers, 'rank')}"
+    ranks = _count(host.workers, "rank") if host.workers else "ranks as its agent counts them"
+    yield f"{host.name}: {ranks}{'' if host.here else ', over ssh'}"
     for agent in agents:
         yield f"  agent: {shlex.join(agent.argv)}"
 
 
-def _set_for(seat: Seat, step: Step, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _set_for(seat: Seat, plan: LaunchPlan, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What differs from our own environment: what the user set and what zlaunch sets."""
-    unknown = {"ZLAUNCH_RUN_ID": "<run>", "TORCHELASTIC_RUN_ID": "<run>", "MASTER_PORT": "<a free port>"}
-    for name, value in rank_environment(step, seat).items():
-        if name in unknown and (name != "MASTER_PORT" or seat.master_port == 0):
+    first = plan.hosts[0].name
+    unknown = {"ZLAUNCH_RUN_ID": "<run>", "TORCHELASTIC_RUN_ID": "<run>"}
+    if seat.master_port == 0:
+        unknown["MASTER_PORT"] = f"<a free port of {first}>" if seat.nodes > 1 else "<a free port>"
+    if not seat.master_addr:
+        unknown["MASTER_ADDR"] = f"<an address of {first} that the others reach>"
+    if seat.nodes > 1 and "GLOO_SOCKET_IFNAME" not in plan.step.env:
+        unknown["GLOO_SOCKET_IFNAME"] = "<the interface between the hosts>"
+    if seat.threads == 0 and "OMP_NUM_THREADS" not in plan.step.env:
+        unknown["OMP_NUM_THREADS"] = "<usable cores over ranks>"
+    for name, value in rank_environment(plan.step, seat).items():
+        if name in unknown:
             yield name, unknown[name]
         elif environ.get(name) != value:
             yield name, value

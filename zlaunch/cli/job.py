@@ -14,8 +14,9 @@ from typing import Literal
 
 from ..systems import targets
 from .grammar import Given, UsageError, Words
+from .hosts import HostOptions
 
-Workers = int | Literal["gpu", "cpu", "auto"]
+Workers = int | tuple[int, ...] | Literal["gpu", "cpu", "auto"]
 
 LOG_DIR = "zlaunch_logs"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -31,7 +32,14 @@ class Job:
     name: str
     home: str | None
     """The folder that Python puts first into the ranks' ``sys.path``; ``None`` for a program."""
+    hosts: tuple[str, ...] | None
+    """``None``: this machine."""
     workers: Workers
+    """Ranks per host; several numbers are for one host each."""
+    ssh_config: str | None
+    python: str | None
+    setup: str | None
+    host_timeout: float
     gpus_per_worker: int
     gpu_memory_fraction: float | None
     unswap_rocr_hip: bool
@@ -68,7 +76,7 @@ def job(words: Words, environ: Mapping[str, str]) -> Job:
 
 def _job(words: Words, environ: Mapping[str, str]) -> Job:
     given = _Values(words.given)
-    given.only_this_host()
+    hosts = HostOptions(words.given)
     env = given.env(environ)
     ranks_env = {**environ, **dict(env)}
     home = targets.home(words.command, given.flag("module"))
@@ -77,7 +85,12 @@ def _job(words: Words, environ: Mapping[str, str]) -> Job:
     without_command = partial(
         Job,
         home=home,
-        workers=given.workers(),
+        hosts=hosts.names,
+        workers=given.workers(here=hosts.names is None) or hosts.slots,
+        ssh_config=hosts.ssh_config,
+        python=hosts.python,
+        setup=hosts.setup,
+        host_timeout=given.seconds("host-timeout", 4.5),
         gpus_per_worker=given.integer("gpus-per-proc", 1, least=1),
         gpu_memory_fraction=given.fraction("fraction-max-gpu-mem"),
         unswap_rocr_hip=given.flag("unswap-rocr-hip-vis-dev"),
@@ -135,26 +148,14 @@ class _Values:
         given = self.last(key)
         return given.text if given else None
 
-    def only_this_host(self) -> None:
-        """``-N 1`` and torchrun's ``1:1`` are what we have; a ``Job`` has no number of hosts yet."""
-        given = self.last("nodes")
-        if given is None:
-            return
-        counts = given.text.split(":")
-        if len(counts) > 2 or not all(count.isdecimal() and int(count) > 0 for count in counts):
-            raise UsageError(f"{given.spelling} {given.text}: expected a number of hosts")
-        if any(int(count) > 1 for count in counts):
-            raise UsageError(
-                f"{given.spelling} {given.text}: several hosts are not built yet, zlaunch 0.1 runs on this "
-                "machine only",
-                "leave it out, or write -N 1",
-            )
-
-    def workers(self) -> Workers:
+    def workers(self, *, here: bool) -> Workers | None:
+        """``None`` where nothing was said. Only of this machine can we know by now what is there."""
         given = self.last("procs-per-node")
-        match given.text if given else "auto":
+        if given is None:
+            return None
+        match given.text:
             case "gpu" | "cpu" | "auto" as word:
-                if word == "gpu":
+                if word == "gpu" and here:
                     self._want_gpu()
                 return word
         return self.integer("procs-per-node", 1, least=1, words="a number of ranks, gpu, cpu or auto")

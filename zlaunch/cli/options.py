@@ -62,12 +62,12 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "size",
         (
-            Option(("-N", "--nodes", "--nnodes"), "N", "hosts: 1, this machine"),
+            Option(("-N", "--nodes", "--nnodes"), "N", "hosts: the first N of --hosts (default all); else 1"),
             Option(
                 ("-n", "--procs-per-node", "--nproc-per-node"),
                 "N",
-                "ranks: a number; gpu, one per GPU; cpu, one per usable core; auto (default), one per GPU, "
-                "or per NUMA domain where there is none",
+                "ranks per host: a number; gpu, one per GPU; cpu, one per usable core; auto (default), one per "
+                "GPU, or per NUMA domain where no host has any",
             ),
             Option(("--gpus-per-proc",), "K", "GPUs of each rank (default 1)"),
         ),
@@ -75,6 +75,16 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "where",
         (
+            Option(
+                ("--hosts",),
+                "A,B:4,U@C",
+                "these hosts, over ssh; a number is a host's ranks; [ADDR]:4 with an IPv6 address",
+            ),
+            Option(("--hostfile",), "FILE", "the hosts of a file, a line each: NAME [slots=N]; # begins a comment"),
+            Option(("--ssh-config",), "FILE", "ssh's configuration (default: what ssh reads by itself)"),
+            Option(("--python",), "PATH", "the interpreter on other hosts (default: the path of the one here)"),
+            Option(("--setup",), "COMMAND", "what their shell does first: 'module load cuda'"),
+            Option(("--host-timeout",), "SECONDS", "of silence, after which a host is lost (default 4.5)"),
             _flag("--local", says="this machine, no scheduler"),
             Option(
                 ("--scheduler",),
@@ -151,16 +161,10 @@ OPTIONS: tuple[Option, ...] = tuple(option for _, options in GROUPS for option i
 NOT_NEEDED = ("--node-rank", "--master-addr", "--master-port")
 """torchrun's, each with a value, and so is whatever begins with ``--rdzv-``: accepted, with a note."""
 
-_ONE_HOST = "zlaunch 0.1 runs on this machine only"
 _NO_SCHEDULER = "zlaunch 0.1 starts ranks by itself, schedulers come later"
 _LATER = "not built yet in zlaunch 0.1"
 
 NOT_YET: dict[str, str] = {
-    "--hosts": _ONE_HOST,
-    "--hostfile": _ONE_HOST,
-    "--ssh-config": _ONE_HOST,
-    "--python": _ONE_HOST,
-    "--setup": _ONE_HOST,
     "-q": _NO_SCHEDULER,
     "--queue": _NO_SCHEDULER,
     "--exclusive": _NO_SCHEDULER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ..errors import ZlaunchError
 from ..launcher import Launcher
 from ..model import signal_name
 from ..result import Run
+from ..surroundings import copied_environment
 from ..view.settings import ViewSettings, log_level
 from .doorbell import Doorbell, Interrupted, reader_to_watch
 from .grammar import UsageError
@@ -36,10 +37,11 @@ def run(job: Job) -> int:
                 from .dryrun import describe
 
                 with _search_path(job.home):
-                    sys.stdout.write(describe(launcher.plan(job.kind, *job.argv), os.environ))
+                    plan = launcher.plan(job.kind, *job.argv)
+                sys.stdout.write(describe(plan, os.environ, copied_environment(launcher.copy_env_vars, os.environ)))
                 return 0
             if job.save_hostlist:
-                _save_hostlist(launcher)
+                _save_hostlist(job.hosts or ("localhost",))
             with bell.impatient(), _search_path(job.home):
                 running = _submit(launcher, job)
         except ValueError as error:
@@ -66,8 +68,12 @@ def _submit(launcher: Launcher, job: Job) -> Run[None]:
 
 def _launcher(job: Job) -> Launcher:
     launcher = Launcher(
-        hostnames="local",
-        workers_per_host=job.workers,
+        hostnames=list(job.hosts) if job.hosts else "local",
+        workers_per_host=list(job.workers) if isinstance(job.workers, tuple) else job.workers,
+        ssh_config_file=job.ssh_config,
+        python=job.python,
+        setup=job.setup,
+        host_timeout=job.host_timeout,
         extra_env_vars=dict(job.env) or None,
         gpus_per_worker=job.gpus_per_worker,
         gpu_memory_fraction=job.gpu_memory_fraction,
@@ -151,10 +157,10 @@ def _status(running: Run[None], asked: int) -> int:
     return 128 + asked if asked and status == CANCELLED else status
 
 
-def _save_hostlist(launcher: Launcher) -> None:
+def _save_hostlist(hosts: Sequence[str]) -> None:
     """As the reference has it, in the folder that we were started in. It must not cost the run."""
     here = os.uname().nodename
-    names = [here if host.name == "localhost" else host.name for host in launcher.plan().hosts]
+    names = [here if name == "localhost" else name for name in hosts]
     try:
         Path(HOSTLIST).write_text("".join(f"{name}\n" for name in names))
     except OSError as error:

@@ -1,4 +1,8 @@
-"""Level 3: how an agent gets through. All addresses of the supervisor are tried at once; the first one wins.
+"""Level 3: how an agent gets through. The supervisor's addresses are tried, and the first that answers wins.
+
+The address that is known to be good (by which ssh came) goes first, the others a moment later, all at once; where none
+gets through in a second, or all have failed, the tunnel through ssh is the last resort: it works wherever ssh does, but
+carries everything through two more processes and ssh's own encryption.
 
 One pair of sockets per address, each with one address only: a DEALER that is connected to two shares its messages out
 between them. Nothing is sent before one pair has both its handshakes done; the other pairs are closed then.
@@ -6,14 +10,17 @@ between them. Nothing is sent before one pair has both its handshakes done; the 
 
 from __future__ import annotations
 
-import socket
+import ipaddress
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import zmq
 
 from . import wires
+from .knocking import knock
 from .words import Invitation, LinkError, describe_tries
 
 _WATCHED = (
@@ -24,7 +31,11 @@ _WATCHED = (
     wires.DISCONNECTED,
     wires.RETRIED,
 )
-_DIAGNOSIS = 1.0
+HEAD_START = 0.25
+"""Seconds that the most promising address is ahead of the others."""
+TUNNEL_START = 1.0
+"""Seconds after which the tunnel is tried too."""
+_UNIX = "ipc://"
 
 
 @dataclass
@@ -70,6 +81,7 @@ class Pair:
 
     control: Line
     bulk: Line
+    begun: float = field(default_factory=time.monotonic)
     lines: tuple[Line, Line] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,91 +103,140 @@ class Pair:
             line.close(linger)
 
 
+@dataclass(frozen=True)
+class Wave:
+    """Addresses that are tried at the same time."""
+
+    start: float
+    """Seconds after the beginning; earlier when all that were tried before have failed."""
+    routes: tuple[tuple[str, str], ...]
+    """For each the endpoints of control and bulk."""
+
+
+def plan(invitation: Invitation, first: str) -> list[Wave]:
+    """In which order the ways of an invitation are tried; ``first`` is a numeric address, or empty."""
+    routes = tuple(zip(invitation.control, invitation.bulk, strict=False))
+    wanted = _address(first)
+    ahead = tuple(route for route in routes if wanted and _address(urlsplit(route[0]).hostname or "") == wanted)
+    rest = tuple(route for route in routes if route not in ahead)
+    waves = [Wave(0.0, ahead), Wave(HEAD_START if ahead else 0.0, rest)]
+    if invitation.tunnel is not None:
+        waves.append(Wave(TUNNEL_START, (invitation.tunnel,)))
+    return [wave for wave in waves if wave.routes]
+
+
 def dial(
     context: zmq.Context[zmq.Socket[bytes]],
     invitation: Invitation,
     timeout: float,
+    first: str = "",
     *,
     heartbeat: float,
     silence: float,
 ) -> Pair:
-    """Connect by whichever address gets through first, within ``timeout`` seconds.
+    """Connect by whichever way gets through first, within ``timeout`` seconds.
+
+    The tunnel's sockets are removed from the file system in any case: a connection does without its name.
 
     Raises:
         LinkError: none did; says which were tried, and why each failed.
     """
-    deadline = time.monotonic() + timeout
-    pairs: list[Pair] = []
+    call = _Call(context, invitation, heartbeat, silence)
     try:
-        pairs.extend(
-            _pair(context, invitation, number, heartbeat=heartbeat, silence=silence)
-            for number in range(min(len(invitation.control), len(invitation.bulk)))
-        )
-        waiter = wires.Waiter([line.monitor.socket for pair in pairs for line in pair.lines])
-        while True:
-            for line in (line for pair in pairs for line in pair.lines):
-                line.watch()
-            winner = next((pair for pair in pairs if pair.up), None)
-            if winner is not None:
-                pairs.remove(winner)
-                return winner
-            left = deadline - time.monotonic()
-            if left <= 0 or all(pair.failed for pair in pairs):
-                raise LinkError(f"cannot reach the supervisor: {describe_tries(_tries(pairs, timeout))}")
-            if not waiter.readable():
-                waiter.wait(left, ())
+        return call.run(plan(invitation, first), timeout)
     except zmq.ZMQError as error:
         raise LinkError(f"cannot connect to {', '.join(invitation.control)}: {error}") from error
     finally:
-        for pair in pairs:
+        call.hang_up()
+        remove_tunnel(invitation)
+
+
+def remove_tunnel(invitation: Invitation) -> None:
+    """Remove the two sockets that ssh made for this agent; those that are not there do not matter."""
+    for endpoint in invitation.tunnel or ():
+        if endpoint.startswith(_UNIX):
+            with suppress(OSError):
+                os.unlink(endpoint.removeprefix(_UNIX))
+
+
+class _Call:
+    """One attempt to get through: the pairs that are being tried."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], invitation: Invitation, heartbeat: float, silence: float
+    ) -> None:
+        self._context = context
+        self._invitation = invitation
+        self._times = (heartbeat, silence)
+        self._pairs: list[Pair] = []
+
+    def run(self, waves: list[Wave], timeout: float) -> Pair:
+        begun = time.monotonic()
+        waiter = wires.Waiter(())
+        while True:
+            for line in (line for pair in self._pairs for line in pair.lines):
+                line.watch()
+            winner = next((pair for pair in self._pairs if pair.up), None)
+            if winner is not None:
+                self._pairs.remove(winner)
+                return winner
+            passed = time.monotonic() - begun
+            stuck = all(pair.failed for pair in self._pairs)
+            if passed >= timeout or (stuck and not waves):
+                raise LinkError(f"cannot reach the supervisor: {describe_tries(self._tries(waves))}")
+            if waves and (stuck or passed >= waves[0].start):
+                self._pairs += map(self._pair, waves.pop(0).routes)
+                waiter = wires.Waiter([line.monitor.socket for pair in self._pairs for line in pair.lines])
+                continue
+            if not waiter.readable():
+                waiter.wait(min([timeout, *(wave.start for wave in waves[:1])]) - passed, ())
+
+    def hang_up(self) -> None:
+        """Close what has not won."""
+        for pair in self._pairs:
             pair.close()
 
+    def _pair(self, endpoints: tuple[str, str]) -> Pair:
+        invitation, number = self._invitation, len(self._pairs)
+        lines = []
+        for endpoint, bulk in zip(endpoints, (False, True), strict=True):
+            dealer = self._context.socket(zmq.DEALER)
+            wires.harden(dealer, bulk=bulk, heartbeat=self._times[0], silence=self._times[1])
+            dealer.routing_id = f"{invitation.user}/{number}".encode()
+            dealer.curve_serverkey = invitation.server_key.encode()
+            dealer.curve_publickey = invitation.public_key.encode()
+            dealer.curve_secretkey = invitation.secret_key.encode()
+            dealer.reconnect_ivl = wires.NEVER
+            dealer.ipv6 = "[" in endpoint
+            monitor = wires.Monitor(self._context, dealer, f"{number}-{'bulk' if bulk else 'control'}", _WATCHED)
+            line = Line(endpoint, dealer, monitor)
+            lines.append(line)
+            try:
+                dealer.connect(endpoint)
+            except zmq.ZMQError as error:
+                line.ended, line.reason = True, str(error)
+        return Pair(lines[0], lines[1])
 
-def _pair(
-    context: zmq.Context[zmq.Socket[bytes]],
-    invitation: Invitation,
-    number: int,
-    *,
-    heartbeat: float,
-    silence: float,
-) -> Pair:
-    endpoints = (invitation.control[number], invitation.bulk[number])
-    lines = []
-    for endpoint, bulk in zip(endpoints, (False, True), strict=True):
-        dealer = context.socket(zmq.DEALER)
-        wires.harden(dealer, bulk=bulk, heartbeat=heartbeat, silence=silence)
-        dealer.routing_id = f"{invitation.user}/{number}".encode()
-        dealer.curve_serverkey = invitation.server_key.encode()
-        dealer.curve_publickey = invitation.public_key.encode()
-        dealer.curve_secretkey = invitation.secret_key.encode()
-        dealer.reconnect_ivl = wires.NEVER
-        dealer.ipv6 = "[" in endpoint
-        monitor = wires.Monitor(context, dealer, f"{number}-{'bulk' if bulk else 'control'}", _WATCHED)
-        line = Line(endpoint, dealer, monitor)
-        lines.append(line)
-        try:
-            dealer.connect(endpoint)
-        except zmq.ZMQError as error:
-            line.ended, line.reason = True, str(error)
-    return Pair(*lines)
-
-
-def _tries(pairs: list[Pair], timeout: float) -> list[tuple[str, str]]:
-    tries = []
-    for pair in pairs:
-        line = pair.failed
-        if line is None:
-            tries.append((pair.control.endpoint, f"no answer within {timeout:g} s"))
-        else:
-            tries.append((line.endpoint, line.reason or _knock(line.endpoint)))
-    return tries
+    def _tries(self, waves: list[Wave]) -> list[tuple[str, str]]:
+        failed = [pair.failed for pair in self._pairs]
+        answers = iter(knock([line.endpoint for line in failed if line is not None and not line.reason]))
+        tries = []
+        for pair, line in zip(self._pairs, failed, strict=True):
+            if line is None:
+                tries.append((_name(pair.control.endpoint), f"no answer within {time.monotonic() - pair.begun:.1f} s"))
+            else:
+                tries.append((_name(line.endpoint), line.reason or next(answers)))
+        return tries + [(_name(control), "there was no time to try it") for wave in waves for control, _ in wave.routes]
 
 
-def _knock(endpoint: str) -> str:
-    """Why a connection failed, from a plain one: libzmq keeps the errno to itself."""
-    parts = urlsplit(endpoint)
+def _name(endpoint: str) -> str:
+    return "through ssh" if endpoint.startswith(_UNIX) else endpoint
+
+
+def _address(text: str) -> str:
+    """An address as it is compared: one spelling, without a scope, and IPv4 as itself."""
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_DIAGNOSIS).close()
-    except (OSError, ValueError) as error:
-        return str(error)
-    return "the connection broke during the handshake"
+        ip = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return ""
+    return str(getattr(ip, "ipv4_mapped", None) or ip)

@@ -22,12 +22,14 @@ import zmq
 from ..protocol.frames import Buffer
 from ..protocol.messages import ToAgent
 from . import wires
+from .doors import Doors
+from .parting import why_gone
 from .peers import Peer
 from .post import Post
 from .reception import Reception
 from .tidings import Heard, HubEvent, Joined, Left, LogCame, PieceCame
 from .words import Gone, Invitation, LinkError, Refused
-from .zap import DOMAIN, Doorman
+from .zap import Doorman
 
 __all__ = [
     "Gone",
@@ -62,31 +64,33 @@ class Hub:
     """Where the agents of a run come home.
 
     Args:
-        addresses: numeric addresses of this machine to listen on, each on a port of the kernel's choice.
-        heartbeat: seconds between heartbeats on control.
+        addresses: numeric addresses of this machine to listen on, IPv4 or IPv6, besides 127.0.0.1.
+        heartbeat: seconds between heartbeats on control; a third of ``silence`` at most.
         silence: seconds after which a host that answers none is lost.
 
     Raises:
-        LinkError: an address cannot be listened on.
+        LinkError: none of the addresses, or not even 127.0.0.1, can be listened on. Where only some cannot, see
+            ``skipped``.
     """
 
     def __init__(
         self, addresses: Sequence[str] = ("127.0.0.1",), *, heartbeat: float = 1.0, silence: float = 4.5
     ) -> None:
         _raise_file_limit()
+        self._times = (min(heartbeat, silence / 3), silence)
         self._context = wires.new_context()
         self._doorman = Doorman(self._context)
         self._reception = Reception(os.urandom(16))
-        self._server_key, self._secret_key = zmq.curve_keypair()
+        self._server_key, secret_key = zmq.curve_keypair()
         self._incarnations: dict[int, int] = {}
         self._busy = False
         self._explained = 0
         try:
-            self._control, self._control_endpoints = self._router(addresses, False, heartbeat, silence)
-            self._bulk, self._bulk_endpoints = self._router(addresses, True, heartbeat, silence)
-        except zmq.ZMQError as error:
+            self._doors = Doors(self._context, secret_key, addresses, heartbeat=self._times[0], silence=self._times[1])
+        except BaseException:
             self._context.destroy(linger=0)
-            raise LinkError(f"cannot listen on {', '.join(addresses)}: {error}") from error
+            raise
+        self._control, self._bulk = self._doors
         self._post = Post(self._reception, self._control, self._bulk)
         self._monitors = [
             wires.Monitor(self._context, self._control, "control", _WATCHED),
@@ -95,44 +99,46 @@ class Hub:
         watched = [self._control, self._bulk, self._doorman.socket, *(m.socket for m in self._monitors)]
         self._waiter = wires.Waiter(watched)
 
-    def _router(
-        self, addresses: Sequence[str], bulk: bool, heartbeat: float, silence: float
-    ) -> tuple[zmq.Socket[bytes], tuple[str, ...]]:
-        router = self._context.socket(zmq.ROUTER)
-        wires.harden(router, bulk=bulk, heartbeat=heartbeat, silence=silence)
-        router.router_mandatory = 1
-        router.backlog = 4096
-        router.curve_server = 1
-        router.curve_secretkey = self._secret_key
-        router.zap_domain = DOMAIN
-        router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        endpoints = []
-        for address in addresses:
-            six = ":" in address
-            router.ipv6 = six
-            router.bind(f"tcp://[{address}]:*" if six else f"tcp://{address}:*")
-            endpoints.append(router.getsockopt_string(zmq.LAST_ENDPOINT))
-        return router, tuple(endpoints)
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The addresses that could not be listened on (an interface may just have vanished), and why."""
+        return dict(self._doors.skipped)
+
+    @property
+    def tunnel_ports(self) -> tuple[int, int]:
+        """The ports of control and bulk on 127.0.0.1, for the ends of an ssh tunnel."""
+        return self._doors.ports
 
     # --- hosts ------------------------------------------------------------------------------------------------------
 
-    def invite(self, host: int) -> Invitation:
-        """A fresh key for this host's agent. An earlier invitation of the host, and who came by it, count no more."""
+    def invite(self, host: int, *, here: bool = True, tunnel: str = "") -> Invitation:
+        """A fresh key for this host's agent. An earlier invitation of the host, and who came by it, count no more.
+
+        Args:
+            host: its place in the launcher's list.
+            here: whether it is this very machine: it comes by loopback then, and else by all other addresses.
+            tunnel: for another machine: what the paths of the two sockets begin with that its sshd listens on and
+                hands to ``tunnel_ports``; ``.c`` comes behind it for control and ``.b`` for bulk.
+        """
         former = self._reception.peers.get(host)
         if former is not None:
             self._doorman.revoke(former.invitation.public_key)
             self._post.sending.pop(host, None)
         public, secret = zmq.curve_keypair()
         self._incarnations[host] = self._incarnations.get(host, 0) + 1
+        control, bulk = self._doors.endpoints(here=here)
         invitation = Invitation(
             host=host,
             incarnation=self._incarnations[host],
-            control=self._control_endpoints,
-            bulk=self._bulk_endpoints,
+            control=control,
+            bulk=bulk,
             server_key=self._server_key.decode(),
             public_key=public.decode(),
             secret_key=secret.decode(),
             nonce=self._reception.nonce,
+            tunnel=(f"ipc://{tunnel}.c", f"ipc://{tunnel}.b") if tunnel and not here else None,
+            heartbeat=self._times[0],
+            silence=self._times[1],
         )
         self._reception.expect(invitation)
         self._doorman.allow(invitation.public_key, invitation.user)
@@ -204,9 +210,9 @@ class Hub:
         for peer in reception.leaving.values():
             self._post.probe(peer)
         self._busy = self._doorman.read()
-        for monitor in self._monitors:
+        for bulk, monitor in enumerate(self._monitors):
             for happening in monitor.drain():
-                self._happened(happening)
+                self._happened(happening, bool(bulk))
         for text in self._doorman.answer():
             reception.refuse("key", text)
         drained = [self._drain(self._control, False), self._drain(self._bulk, True)]
@@ -232,13 +238,13 @@ class Hub:
                 break
         return False
 
-    def _happened(self, happening: wires.Happening) -> None:
+    def _happened(self, happening: wires.Happening, bulk: bool) -> None:
         event, value = happening
         match event:
             case wires.ACCEPTED:
-                self._reception.accepted(value)
+                self._reception.accepted(value, bulk=bulk)
             case wires.DISCONNECTED:
-                if not self._reception.disconnected(value):
+                if not self._reception.disconnected(value, bulk=bulk):
                     if self._explained:
                         self._explained -= 1
                     else:
@@ -261,8 +267,8 @@ class Hub:
         for host, peer in list(reception.leaving.items()):
             flooded = now - peer.leaving_since >= _LATEST  # others must not hide for ever that somebody is gone
             if (drained and (peer.quiet() or reception.overdue(peer, now))) or flooded:
+                reason = why_gone(peer, self._times[1])
                 self.forget(host)
-                reason = "its agent left" if peer.said_bye else peer.leaving
                 reception.events.append(Left(host, reason))
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from ..protocol.messages import Piece
 from .tidings import HubEvent
 from .words import Invitation, announced
 
+BROKE = "the connection to its agent broke"
 HELD_PIECES = 64
 """Pieces that may come before the message that announces them: control and bulk are two connections."""
 HELD_MESSAGES = 1024
@@ -110,6 +111,8 @@ class Peer:
     leaving: str = ""
     """Why it is leaving, once it is."""
     leaving_since: float = 0.0
+    control_heard_at: float = 0.0
+    """When its last message on control was read."""
     heard_at: float = 0.0
     """When the last lines or pieces came while it was leaving."""
 

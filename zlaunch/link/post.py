@@ -15,7 +15,7 @@ from ..protocol import frames
 from ..protocol.frames import Buffer
 from ..protocol.messages import ToAgent
 from . import wires
-from .peers import Channel, Outgoing, Peer
+from .peers import BROKE, Channel, Outgoing, Peer
 from .reception import Reception
 from .words import Gone, as_bytes
 
@@ -110,6 +110,6 @@ class Post:
             return False
         except zmq.ZMQError:
             channel.broken = channel.closed = True
-            self._reception.leave(peer, "the connection to its agent broke")
+            self._reception.leave(peer, BROKE)
             return False
         return True

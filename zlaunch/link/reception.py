@@ -18,7 +18,7 @@ import zmq
 from ..protocol import frames
 from ..protocol.frames import Malformed, VersionMismatch
 from ..protocol.messages import Bye, Hello, Log, Piece
-from .peers import HELD_MESSAGES, HELD_PIECES, Channel, Peer
+from .peers import BROKE, HELD_MESSAGES, HELD_PIECES, Channel, Peer
 from .tidings import Heard, HubEvent, Joined, LogCame, PieceCame
 from .words import Invitation, RefusalKind, Refused
 
@@ -44,8 +44,10 @@ class Reception:
         self._users: dict[str, Peer] = {}
         self._silenced: set[str] = set()
         self._identities: tuple[dict[bytes, Peer], dict[bytes, Peer]] = ({}, {})
-        self._open: set[int] = set()
-        self._owners: dict[int, tuple[Peer, Channel]] = {}
+        self._open: tuple[set[int], set[int]] = (set(), set())
+        """Descriptors, by channel: the two monitors are not in step, so an end that control's tells may be told after
+        bulk's has told that the number came again."""
+        self._owners: tuple[dict[int, tuple[Peer, Channel]], dict[int, tuple[Peer, Channel]]] = ({}, {})
         self._told: Counter[str] = Counter()
         self._second = 0
 
@@ -88,19 +90,19 @@ class Reception:
 
     # --- connections ------------------------------------------------------------------------------------------------
 
-    def accepted(self, fd: int) -> None:
+    def accepted(self, fd: int, *, bulk: bool) -> None:
         """A connection came."""
-        self._open.add(fd)
+        self._open[bulk].add(fd)
 
-    def disconnected(self, fd: int) -> bool:
+    def disconnected(self, fd: int, *, bulk: bool) -> bool:
         """A connection ended; True when it was somebody's."""
-        self._open.discard(fd)
-        peer, channel = self._owners.pop(fd, (None, None))
+        self._open[bulk].discard(fd)
+        peer, channel = self._owners[bulk].pop(fd, (None, None))
         if peer is None or channel is None:
             return False
         channel.broken = True
         if self.peers.get(peer.host) is peer:  # else it was forgotten, or invited again: nobody waits for this end
-            self.leave(peer, "the connection to its agent broke")
+            self.leave(peer, BROKE)
         return True
 
     def refuse(self, kind: RefusalKind, text: str, host: int | None = None) -> None:
@@ -162,12 +164,12 @@ class Reception:
         channel.identity = parts[0].bytes
         channel.fd = int(parts[0].get(zmq.SRCFD))
         self._identities[bulk][channel.identity] = peer
-        former = self._owners.get(channel.fd)
+        former = self._owners[bulk].get(channel.fd)
         if former is not None:  # the number came again before its end was told
-            self.disconnected(channel.fd)
-        self._owners[channel.fd] = (peer, channel)
-        if channel.fd not in self._open and former is None:  # it ended before its first message was read
-            self.disconnected(channel.fd)
+            self.disconnected(channel.fd, bulk=bulk)
+        self._owners[bulk][channel.fd] = (peer, channel)
+        if channel.fd not in self._open[bulk] and former is None:  # it ended before its first message was read
+            self.disconnected(channel.fd, bulk=bulk)
 
     def _take_control(self, peer: Peer, parts: list[zmq.Frame]) -> None:
         channel = peer.control
@@ -179,6 +181,7 @@ class Reception:
         if first:
             self._settle(peer, channel, parts, bulk=False)
         peer.said_bye |= isinstance(message, Bye)
+        peer.control_heard_at = time.monotonic()
         self._tell(peer, Heard(peer.host, message, parts[2].buffer if len(parts) > 2 else None))
         if peer.incoming.announce(message) and peer.early:
             early, peer.early = peer.early, []

@@ -18,7 +18,7 @@ from ..protocol import frames
 from ..protocol.frames import ATTACH_LIMIT, Buffer, Malformed, VersionMismatch
 from ..protocol.messages import PROTOCOL, Log, Piece, ToAgent, ToSupervisor
 from . import wires
-from .dialing import Pair, dial
+from .dialing import Pair, dial, remove_tunnel
 from .peers import HELD_PIECES, Incoming, Outgoing
 from .words import Invitation, LinkError, Refused, as_bytes
 
@@ -60,15 +60,17 @@ class Spoke:
 
     Args:
         invitation: from the supervisor's hub.
-        heartbeat: seconds between heartbeats on control.
-        silence: seconds after which a supervisor that answers none is lost.
+        heartbeat: seconds between heartbeats on control, where not as the invitation says.
+        silence: seconds after which a supervisor that answers none is lost, where not as the invitation says.
     """
 
-    def __init__(self, invitation: Invitation, *, heartbeat: float = 1.0, silence: float = 4.5) -> None:
+    def __init__(self, invitation: Invitation, *, heartbeat: float | None = None, silence: float | None = None) -> None:
         self._invitation = invitation
-        self._times = (heartbeat, silence)
+        self._heartbeat = invitation.heartbeat if heartbeat is None else heartbeat
+        self._silence = invitation.silence if silence is None else silence
         self._context = wires.new_context()
         self._pair: Pair | None = None
+        self._way = ""
         self._waiter = wires.Waiter(())
         nonce = invitation.nonce
         self._control_in = frames.Inbound(nonce, frames.TO_AGENT)
@@ -90,20 +92,29 @@ class Spoke:
         self._lost_by = 0.0
         self._told_lost = False
 
-    def connect(self, timeout: float) -> None:
-        """Get through to the supervisor within ``timeout`` seconds, by whichever of its addresses answers first.
+    def connect(self, timeout: float, first: str = "") -> None:
+        """Get through to the supervisor within ``timeout`` seconds, by whichever way gets through first.
+
+        ``first`` is the numeric address by which it is most likely to be reached, where one is known: it has a head
+        start. The invitation's tunnel is the last resort; its sockets are gone from the file system afterwards.
 
         Raises:
             LinkError: none did; says which were tried, and why each failed. Also for another version's invitation.
         """
-        if self._invitation.protocol != PROTOCOL:
-            mismatch = VersionMismatch(self._invitation.protocol, self._invitation.version)
-            raise LinkError(str(mismatch))
-        heartbeat, silence = self._times
-        self._pair = dial(self._context, self._invitation, timeout, heartbeat=heartbeat, silence=silence)
+        invitation = self._invitation
+        if invitation.protocol != PROTOCOL:
+            remove_tunnel(invitation)
+            raise LinkError(str(VersionMismatch(invitation.protocol, invitation.version)))
+        self._pair = dial(self._context, invitation, timeout, first, heartbeat=self._heartbeat, silence=self._silence)
+        self._way = self._pair.control.endpoint
         control, bulk = self._pair.lines
         self._waiter = wires.Waiter([control.socket, bulk.socket, control.monitor.socket, bulk.monitor.socket])
         bulk.socket.send(self._bulk_out.encode(None))
+
+    @property
+    def way(self) -> str:
+        """The endpoint by which it got through: ``tcp://10.0.0.1:4711``; ``ipc://…`` is the tunnel. Empty before."""
+        return self._way
 
     # --- sending ----------------------------------------------------------------------------------------------------
 

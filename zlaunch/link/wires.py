@@ -38,6 +38,8 @@ FAILED_PROTOCOL = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 FAILED_AUTH = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 RETRIED = int(zmq.EVENT_CONNECT_RETRIED)
 
+_LONGEST_TTL = 6_553_599
+"""Milliseconds: ZMTP has 16 bits for tenths of a second."""
 _EVENT = struct.Struct("=Hi")
 _MONITOR_ROOM = 20_000
 
@@ -73,7 +75,8 @@ def harden(socket: zmq.Socket[bytes], *, bulk: bool, heartbeat: float, silence: 
         socket.tcp_keepalive_idle, socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = 30, 10, 3
     else:
         socket.heartbeat_ivl = int(heartbeat * 1000)
-        socket.heartbeat_timeout = socket.heartbeat_ttl = int(silence * 1000)
+        socket.heartbeat_timeout = int(silence * 1000)
+        socket.heartbeat_ttl = min(int(silence * 1000), _LONGEST_TTL)
 
 
 class Monitor:

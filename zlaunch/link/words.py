@@ -62,6 +62,12 @@ class Invitation(Struct, frozen=True):
     public_key: str
     secret_key: str
     nonce: bytes
+    tunnel: tuple[str, str] | None = None
+    """Endpoints for control and bulk through ssh, for a supervisor that can be reached by no address."""
+    heartbeat: float = 1.0
+    """Seconds between heartbeats on control."""
+    silence: float = 4.5
+    """Seconds after which a peer that answers none is lost."""
     version: str = __version__
     protocol: int = PROTOCOL
 

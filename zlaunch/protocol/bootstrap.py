@@ -5,7 +5,10 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from .._version import __version__
 from ..model import TemplateSpec
+from .frames import VersionMismatch
+from .messages import PROTOCOL
 
 
 class Bootstrap(Struct, frozen=True, kw_only=True):
@@ -19,6 +22,11 @@ class Bootstrap(Struct, frozen=True, kw_only=True):
     stdin_is_link: bool
     """Whether end-of-file on stdin means that the supervisor is gone."""
     connect_timeout: float
+    warm_first: bool = True
+    """Whether the template is started before the agent has connected: torch's import is a long wait on this machine,
+    and on another one nobody should wait for it who only wants to know whether he got through."""
+    version: str = __version__
+    protocol: int = PROTOCOL
 
     def to_line(self) -> bytes:
         """As one line of JSON."""
@@ -26,5 +34,18 @@ class Bootstrap(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_line(cls, line: bytes) -> Bootstrap:
-        """Back from the line; raises msgspec.ValidationError or DecodeError."""
+        """Back from the line.
+
+        Raises:
+            VersionMismatch: another version of zlaunch wrote it.
+            msgspec.ValidationError, msgspec.DecodeError: it is no such line.
+        """
+        made_by = msgspec.json.decode(line, type=_MadeBy)
+        if (made_by.version, made_by.protocol) != (__version__, PROTOCOL):
+            raise VersionMismatch(made_by.protocol, made_by.version)
         return msgspec.json.decode(line, type=cls)
+
+
+class _MadeBy(Struct):
+    protocol: int
+    version: str

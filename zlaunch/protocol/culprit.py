@@ -35,7 +35,7 @@ def _parts(obj: object) -> Iterator[tuple[str, object]]:
     for number, (step, part) in enumerate(_all_parts(obj)):
         if number == _WIDEST:
             return
-        if part is not obj and not isinstance(part, ModuleType):
+        if part is not obj:
             yield step, part
 
 
@@ -59,7 +59,7 @@ def _all_parts(obj: object) -> Iterator[tuple[str, object]]:
     attributes = getattr(obj, "__dict__", None)
     if isinstance(attributes, Mapping):
         for key, value in list(attributes.items()):
-            if not (isinstance(obj, type) and key.startswith("__")):
+            if not (isinstance(obj, (type, ModuleType)) and key.startswith("__")):
                 yield f".{key}", value
 
 

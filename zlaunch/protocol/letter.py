@@ -10,10 +10,14 @@ about a tensor stays PyTorch's own business. Torch is never imported in order to
 from __future__ import annotations
 
 import ctypes
+import importlib
 import io
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -21,9 +25,17 @@ import cloudpickle
 from ..errors import SerializationError
 from .culprit import find_culprit
 from .envelope import Buffer
+from .travel import modules_by_value
 
 _SMALL = 2048
 """Buffers below this size stay in the pickle: a frame of its own would cost more than the copy."""
+_NAMED = 5
+"""Modules that an error names."""
+_MACHINERY = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
+"""What an import writes into a module, and is of no use where it was not imported."""
+_arrived: dict[str, ModuleType] = {}
+_registry = threading.RLock()
+"""Who has put modules into cloudpickle's registry, or must not find them there."""
 
 
 def dump(obj: object, name: str = "it") -> list[Buffer]:
@@ -44,22 +56,80 @@ def dump(obj: object, name: str = "it") -> list[Buffer]:
         raise SerializationError(f"{name} cannot be pickled ({where}): {reason}") from error
 
 
-def dump_task(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> list[Buffer]:
+def dump_task(
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    absent: Sequence[str] = (),
+) -> list[Buffer]:
     """Pickle a function step's ``(function, args, kwargs)``.
+
+    Args:
+        function: what to call.
+        args: with what.
+        kwargs: and with what by name.
+        absent: folders that a host has not: functions, classes and modules of the user in them travel by value.
+            Results and exceptions of such classes still come back as the caller's own ones.
 
     Raises:
         SerializationError: as ``dump``; the message says which argument of which function it is.
     """
+    task = (function, tuple(args), dict(kwargs))
+    with _by_value(absent) as modules:
+        try:
+            return _dump(task)
+        except Exception as error:
+            failed = error
+            problem = _find_problem(failed, *task)
+    if modules and _can_be_dumped(task):
+        mine = getattr(function, "__module__", "")
+        order = sorted(modules, key=lambda name: (name != mine, name))
+        names = ", ".join(order[:_NAMED]) + (", ..." if len(order) > _NAMED else "")
+        problem = SerializationError(
+            f"{problem}. By value is how {names} must travel, since not all hosts have the folder(s) "
+            f"{', '.join(absent)}: have them there, or make what cannot be pickled where it is needed"
+        )
+    raise problem from failed
+
+
+def _find_problem(
+    error: Exception, function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> SerializationError:
+    title = getattr(function, "__qualname__", None) or repr(function)
     try:
-        return _dump((function, tuple(args), dict(kwargs)))
-    except Exception as error:
-        title = getattr(function, "__qualname__", None) or repr(function)
         dump(function, f"function {title}")
         for number, value in enumerate(args):
             dump(value, f"argument {number} of {title}")
         for key, value in kwargs.items():
             dump(value, f"argument {key!r} of {title}")
-        raise SerializationError(f"the call of {title} cannot be pickled: {_reason(error)}") from error
+    except SerializationError as found:
+        return found
+    return SerializationError(f"the call of {title} cannot be pickled: {_reason(error)}")
+
+
+def _can_be_dumped(obj: object) -> bool:
+    try:
+        _dump(obj)
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def _by_value(absent: Sequence[str]) -> Iterator[dict[str, ModuleType]]:
+    """Have cloudpickle take apart what lies in these folders, for now, and for nobody else who dumps a task."""
+    with _registry:
+        modules = modules_by_value(absent)
+        users = cloudpickle.list_registry_pickle_by_value()
+        ours = [module for name, module in modules.items() if name not in users]
+        try:
+            for module in ours:
+                cloudpickle.register_pickle_by_value(module)
+            yield modules
+        finally:
+            for module in ours:
+                with suppress(ValueError):
+                    cloudpickle.unregister_pickle_by_value(module)
 
 
 def load(frames: Sequence[memoryview]) -> Any:
@@ -98,9 +168,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
         self._typed: type | None = getattr(torch, "TypedStorage", None)
         self._untyped: type | None = getattr(torch, "UntypedStorage", None)
         self._storages: dict[int, _Storage] = {}
+        self._by_value = cloudpickle.list_registry_pickle_by_value()
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        if kind is ModuleType and obj.__name__ in self._by_value:
+            # cloudpickle itself would never come to an end with two modules that import each other.
+            return _new_module, (obj.__name__,), _contents(obj), None, None, _fill_module
         if self._untyped is not None:
             if kind is _Storage:
                 return obj.reduce()
@@ -118,6 +192,35 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unt
         # _cdata is the address of the C++ storage: one for all the Python objects that stand for it. The box keeps it
         # alive, and being one object itself, lets pickle notice that it was met before.
         return self._storages.setdefault(storage._cdata, _Storage(storage))
+
+
+def _contents(module: ModuleType) -> dict[str, object]:
+    return {key: value for key, value in vars(module).items() if key not in _MACHINERY}
+
+
+def _new_module(name: str) -> ModuleType:
+    """A module that came by value. Who imports it there by its name, finds it, and so do results that refer to it."""
+    if name not in _arrived:
+        module = _arrived[name] = ModuleType(name)
+        if name not in sys.modules:
+            sys.modules[name] = module
+            package, _, child = name.rpartition(".")
+            if package:
+                setattr(_package(package), child, module)
+    return _arrived[name]
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:  # it has not come, or not yet
+        module = _new_module(name)
+        vars(module).setdefault("__path__", [])
+        return module
+
+
+def _fill_module(module: ModuleType, contents: dict[str, object]) -> None:
+    vars(module).update(contents)
 
 
 class _Storage:

@@ -19,6 +19,8 @@ class Prepare(Struct, frozen=True, tag="prepare"):
     preload: tuple[str, ...]
     sys_path: tuple[str, ...]
     start_method: StartMethod
+    inherit: bool = False
+    """Of ``sys_path``, what this host has, around the interpreter's own path."""
 
 
 class Fork(Struct, frozen=True, tag="fork"):

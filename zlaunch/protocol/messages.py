@@ -69,11 +69,30 @@ class Warm(Struct, frozen=True, tag="warm"):
     template: TemplateSpec
 
 
+class MeetingPoint(Struct, frozen=True):
+    """Where an agent waits for the others of a step, who find out by which of its addresses they can reach it."""
+
+    addresses: tuple[str, ...]
+    """The most promising first."""
+    port: int
+    token: bytes
+    """16 bytes that it sends to everybody who connects: an address may well belong to another machine too."""
+
+
 class Reserve(Struct, frozen=True, tag="reserve"):
-    """Keep a free port for rank 0 of this step."""
+    """Keep a free port for rank 0 of this step; with ``meet``, be a meeting point until the step starts."""
 
     step: str
     attempt: int
+    meet: bool = False
+
+
+class Reach(Struct, frozen=True, tag="reach"):
+    """Try all addresses of this meeting point, and tell which of them reach it."""
+
+    step: str
+    attempt: int
+    point: MeetingPoint
 
 
 class Start(Struct, frozen=True, tag="start"):
@@ -112,7 +131,7 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
     """Go home."""
 
 
-ToAgent: TypeAlias = Welcome | Ping | Warm | Reserve | Start | Stop | Credit | Release | Shutdown
+ToAgent: TypeAlias = Welcome | Ping | Warm | Reserve | Reach | Start | Stop | Credit | Release | Shutdown
 
 
 # --- agent to supervisor, control -----------------------------------------------------------------------------------
@@ -123,6 +142,8 @@ class Hello(Struct, frozen=True, tag="hello"):
 
     facts: HostFacts
     clock: float
+    way: str = ""
+    """By which of the supervisor's endpoints it came."""
 
 
 class Pong(Struct, frozen=True, tag="pong"):
@@ -157,6 +178,23 @@ class Reserved(Struct, frozen=True, tag="reserved"):
     step: str
     attempt: int
     port: int
+    point: MeetingPoint | None = None
+
+
+class Way(Struct, frozen=True):
+    """An address of a meeting point that can be reached, and the interface here by which."""
+
+    address: str
+    interface: str
+
+
+class Reached(Struct, frozen=True, tag="reached"):
+    """By which addresses the meeting point was reached, in its own order; ``tried`` tells of the others."""
+
+    step: str
+    attempt: int
+    ways: tuple[Way, ...]
+    tried: str = ""
 
 
 class Started(Struct, frozen=True, tag="started"):
@@ -217,6 +255,7 @@ ToSupervisor: TypeAlias = (
     | TemplateReady
     | TemplateFailed
     | Reserved
+    | Reached
     | Started
     | Answered
     | Ended

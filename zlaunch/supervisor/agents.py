@@ -12,12 +12,17 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ..model import AgentCommand, signal_name
 
 SAID_LIMIT = 8192
 STDIN_SIZE = 1 << 20
+Explain: TypeAlias = Callable[[int | None, str], str]
+OWN_END = 0.05
+"""Seconds that an agent without a connection may take to end by itself."""
 LAST_PATIENCE = 2.0
 """Seconds from an agent's death to that of all below it."""
 F_SETPIPE_SZ = 1031
@@ -35,9 +40,16 @@ class AgentProcess:
     open: bool = True
     gone_by: float | None = None
     """When it counts as gone although something below it still holds its stderr."""
+    kill_at: float | None = None
+    pressed: bool = False
+    """Whether we killed it because its connection was gone."""
+    joined: bool = False
+    """Whether its agent has ever connected."""
+    explain: Explain | None = None
+    """What to make of its exit status and its last words, where it is not the agent itself: ssh, for one."""
 
     @classmethod
-    def start(cls, command: AgentCommand, line: bytes) -> AgentProcess:
+    def start(cls, command: AgentCommand, line: bytes, explain: Explain | None = None) -> AgentProcess:
         """Start the command and give it its bootstrap line. Raises OSError."""
         process = subprocess.Popen(
             command.argv,
@@ -56,7 +68,7 @@ class AgentProcess:
         with contextlib.suppress(BrokenPipeError):  # it is dead already: its stderr will say why
             process.stdin.write(line)
         os.set_blocking(process.stderr.fileno(), False)
-        return cls(command.host, process)
+        return cls(command.host, process, explain=explain)
 
     @property
     def stderr(self) -> int:
@@ -75,33 +87,48 @@ class AgentProcess:
 
     def connection_left(self, reason: str) -> None:
         """Its connection is gone. Whether its process is too is seen within moments; a silent one is ended."""
-        self.left = reason
-        self.gone_by = time.monotonic() + LAST_PATIENCE
-        try:
-            self.process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return
-        self.left = ""
+        now = time.monotonic()
+        self.left, self.kill_at, self.gone_by = reason, now + OWN_END, now + LAST_PATIENCE
 
-    def overdue(self) -> bool:
-        """Whether its connection has been gone for so long that its end-of-file is not waited for."""
-        return self.gone_by is not None and time.monotonic() >= self.gone_by
+    def deadline(self) -> float | None:
+        """When ``press`` wants to be called."""
+        return (self.kill_at or self.gone_by) if self.open else None
+
+    def press(self, now: float) -> bool:
+        """End one that has lost its connection and lives on; True when its end-of-file is not waited for any more."""
+        if self.kill_at is not None and now >= self.kill_at:
+            self.kill_at = None
+            if self.process.poll() is None:
+                self.pressed = True
+                self.process.kill()
+        return self.gone_by is not None and now >= self.gone_by
 
     def reason(self) -> str:
         """How it ended, and what it said last."""
         try:
-            status = self.process.wait(1)
+            status: int | None = self.process.wait(1)
         except subprocess.TimeoutExpired:
             return "its agent closed its stderr and lives on"
-        if self.left:
+        if self.explain is not None and not self.joined:
+            return self.explain(status, self.words())
+        ssh = self.explain is not None
+        if self.left and (self.pressed or ssh):
             how = self.left
-        elif status < 0:
+        elif status is not None and status < 0:
             how = f"its agent (pid {self.process.pid}) was killed by {signal_name(-status)}"
         else:
-            how = f"its agent (pid {self.process.pid}) ended with status {status}"
-        said = self.said.decode(errors="replace").strip()
-        return f"{how}; it said:\n{said}" if said else how
+            how = f"its {'ssh' if ssh else 'agent'} (pid {self.process.pid}) ended with status {status}"
+        return f"{how}; {'ssh' if ssh else 'it'} said:\n{self.words()}" if self.words() else how
+
+    def late(self) -> str:
+        """What is known of one that did not connect in time."""
+        if self.explain is not None:
+            return self.explain(None, self.words())
+        return "its agent did not connect in time" + (f"; it said:\n{self.words()}" if self.words() else "")
+
+    def words(self) -> str:
+        """What it has said on stderr."""
+        return self.said.decode(errors="replace").strip()
 
     def end(self) -> None:
         """Make sure that it is gone, and close what we hold of it."""
@@ -111,7 +138,7 @@ class AgentProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        if not self.overdue():
+        if self.explain is None and (self.gone_by is None or time.monotonic() < self.gone_by):
             self._wait_for_all()
         self.close_descriptors()
 

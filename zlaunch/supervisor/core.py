@@ -16,6 +16,8 @@ from . import happenings as on
 from .schedule import Schedule
 from .state import Host
 
+GATHER = 1.0
+"""Seconds from the first agent that could not be started to the report: whatever else is wrong belongs into it."""
 LEAVE_PATIENCE = 10.0
 """Seconds from Shutdown to the moment when an agent that does not leave is ended."""
 
@@ -25,6 +27,7 @@ class SupervisorCore:
     """The supervisor's mind."""
 
     hosts: dict[int, Host] = field(default_factory=dict)
+    starting: bool = False
     connect_by: float | None = None
     leave_by: float | None = None
 
@@ -41,7 +44,7 @@ class SupervisorCore:
         match event:
             case on.Begun():
                 self.hosts.update({plan.index: Host(plan) for plan in event.hosts})
-                self.connect_by = event.connect_by
+                self.starting, self.connect_by = True, event.connect_by
                 return []
             case on.Submitted():
                 return self.schedule.submit(event.order, now)
@@ -86,6 +89,8 @@ class SupervisorCore:
                 return []  # the loop's own: memory
             case m.Reserved():
                 return self.schedule.reserved(host, message, now)
+            case m.Reached():
+                return self.schedule.reached(host, message, now)
             case m.Started():
                 return self.schedule.started(host, message, now)
             case m.Answered():
@@ -106,11 +111,29 @@ class SupervisorCore:
         effects: list[do.Effect] = [
             do.Tell(host.plan.index, m.Ping(now)),
             do.Emit(ev.AgentConnected(now, host.plan.name, message.facts)),
+            *self._notice(host, "debug", f"connected by {message.way}", now),
         ]
-        if all(h.machine.state is AgentState.CONNECTED for h in self.hosts.values()):
-            self.connect_by = None
-            effects.append(do.AllReady())
-        return effects
+        return effects + self._start_settled(now)
+
+    def _start_settled(self, now: float) -> list[do.Effect]:
+        """Whether it is known of every host that its agent has come, or that it won't."""
+        states = {index: host.machine.state for index, host in self.hosts.items()}
+        if not self.starting:
+            return []
+        if all(state is AgentState.CONNECTED for state in states.values()):
+            self.starting, self.connect_by = False, None
+            return [do.AllReady()]
+        lost = any(state is AgentState.LOST for state in states.values())
+        if lost and AgentState.LAUNCHED in states.values() and self.connect_by is not None:
+            self.connect_by = min(self.connect_by, now + GATHER)
+            return []
+        return self._not_ready() if lost else []
+
+    def _not_ready(self) -> list[do.Effect]:
+        self.starting, self.connect_by = False, None
+        missing = [(i, h.reason) for i, h in self.hosts.items() if h.machine.state is not AgentState.CONNECTED]
+        gathered = [place for place in missing if place[1]]
+        return [do.NotReady(tuple(gathered or missing))]
 
     def _gone(self, event: on.AgentGone, now: float) -> list[do.Effect]:
         host = self.hosts[event.host]
@@ -119,12 +142,12 @@ class SupervisorCore:
             case AgentState.LAUNCHED:
                 host.machine.move("lost")
                 host.reason = event.reason
-                effects.append(do.NotReady(host.plan.name, event.reason))
+                effects += self._start_settled(now)
             case AgentState.CONNECTED:
                 host.machine.move("lost")
                 host.reason = event.reason
                 effects.append(do.Emit(ev.AgentLost(now, host.plan.name, event.reason)))
-                effects += self.schedule.lose_host(host, now)
+                effects += self.schedule.lose_host(host, now) + self._start_settled(now)
             case AgentState.LEAVING:
                 host.machine.move("gone")
                 effects += self._all_gone(now)
@@ -136,7 +159,7 @@ class SupervisorCore:
         if self.schedule.closing:
             return []
         self.schedule.closing = True
-        self.connect_by = None
+        self.starting, self.connect_by = False, None
         self.leave_by = now + LEAVE_PATIENCE
         effects: list[do.Effect] = []
         for run in list(self.schedule.runs):
@@ -160,9 +183,7 @@ class SupervisorCore:
     def _tick(self, now: float) -> list[do.Effect]:
         effects: list[do.Effect] = []
         if self.connect_by is not None and now >= self.connect_by:
-            self.connect_by = None
-            late = [h.plan.name for h in self.hosts.values() if h.machine.state is AgentState.LAUNCHED]
-            effects += [do.NotReady(name, "its agent did not connect in time") for name in late]
+            effects += self._not_ready()
         if self.leave_by is not None and now >= self.leave_by:
             self.leave_by = None
             effects += [do.EndAgent(i) for i, h in self.hosts.items() if h.machine.state is AgentState.LEAVING]

@@ -53,10 +53,9 @@ class AllReady:
 
 @dataclass(frozen=True)
 class NotReady:
-    """An agent did not come: which, and why."""
+    """Some agents did not come: host index and reason of each; a reason is empty where time ran out."""
 
-    hostname: str
-    reason: str
+    missing: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ class RunOrder:
     name: str
     hosts: tuple[HostPlan, ...]
     seats: dict[int, tuple[Seat, ...]]
-    """By host index; the port is still missing."""
-    template: TemplateSpec
+    """By host index; port, address and interface are still missing."""
+    templates: dict[int, TemplateSpec]
+    """By host index."""
     log_token: str = ""
     answers: bool = True
     grace: float = 30.0

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeAlias, assert_never
 
@@ -24,16 +24,22 @@ from ..model import AgentCommand, HostPlan
 from ..protocol import messages as m
 from . import effects as do
 from . import happenings as on
-from .agents import AgentProcess
+from .agents import AgentProcess, Explain
 from .core import SupervisorCore
 from .fates import lost_fates
 from .payloads import Answer, Letters, Replies
 
 LAUNCH_PATIENCE = 5.0
 """Seconds that an interrupted start may take to end what it has begun."""
+STARTS_AT_ONCE = 64
+"""Agents on other machines that may be on their way at a time: an ssh is some 10 ms of a core here, and more there."""
+REPORTED = 10
+"""Hosts whose trouble is told of, where there are more that could not be started."""
 LOG_CREDIT = 4 << 20
 """Bytes of log lines that may be between an agent and the console."""
 
+Start: TypeAlias = tuple[AgentCommand, bytes, Explain | None]
+"""An agent's command, its bootstrap line, and what to make of it where the command is not the agent itself."""
 Finished: TypeAlias = Callable[[RunEnded, bool, dict[int, Answer]], None]
 
 _living: weakref.WeakSet[SupervisorLoop] = weakref.WeakSet()
@@ -46,18 +52,27 @@ class SupervisorLoop:
         emit: is given every event, in order, in this loop's thread.
         finished: is given a run's end, whether any rank started, and the ranks' answers.
         ready: is called with ``None`` when all agents have connected, else with what went wrong.
+        addresses: of this machine, for agents on others.
+        silence: seconds after which a host that answers nothing is lost.
     """
 
     def __init__(
-        self, *, emit: Callable[[Event], None], finished: Finished, ready: Callable[[str | None], None]
+        self,
+        *,
+        emit: Callable[[Event], None],
+        finished: Finished,
+        ready: Callable[[str | None], None],
+        addresses: Sequence[str] = (),
+        silence: float = 4.5,
     ) -> None:
         self.core = SupervisorCore()
-        self.hub = Hub()
+        self.hub = Hub(addresses or ("127.0.0.1",), silence=silence)
         self.emit, self.finished, self.ready = emit, finished, ready
         self.probe = Probe()
         self.inbox: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.agents: dict[int, AgentProcess] = {}
+        self.waiting: deque[Start] = deque()
         self.names: dict[int, str] = {}
         self.letters = Letters(self.hub)
         self.replies = Replies(self.hub)
@@ -73,10 +88,10 @@ class SupervisorLoop:
     def start(
         self,
         hosts: Sequence[HostPlan],
-        launch: Callable[[Hub], Sequence[tuple[AgentCommand, bytes]]],
+        launch: Callable[[Hub], Sequence[Start]],
         timeout: float,
     ) -> None:
-        """Start the agents; ``launch`` gives each one's command and bootstrap line.
+        """Start the agents; ``launch`` tells how.
 
         It is done in the loop's own thread, where no KeyboardInterrupt comes between a process and our knowing of it.
         One that cannot be started is told through ``ready``.
@@ -91,18 +106,25 @@ class SupervisorLoop:
             self.closed.wait(LAUNCH_PATIENCE)
             raise
 
-    def _launch(self, launch: Callable[[Hub], Sequence[tuple[AgentCommand, bytes]]], begun: on.Begun) -> None:
+    def _launch(self, launch: Callable[[Hub], Sequence[Start]], begun: on.Begun) -> None:
         self._handle(begun)
-        try:
-            for command, line in launch(self.hub):
-                self.agents[command.host] = AgentProcess.start(command, line)
-        except OSError as error:
-            self.ready(f"the agent could not be started: {error}")
-            self.over = True
+        self.waiting.extend(launch(self.hub))
+        self._start_agents()
 
-    def submit(self, order: on.RunOrder, letter: int) -> None:
-        """Queue a run; ``letter`` is a memfd that this loop owns from now on."""
-        self._post(lambda: self._submit(order, letter))
+    def _start_agents(self) -> None:
+        """Start those whose turn it is."""
+        on_their_way = sum(agent.open and not agent.joined for agent in self.agents.values())
+        while self.waiting and on_their_way < STARTS_AT_ONCE:
+            command, line, explain = self.waiting.popleft()
+            try:
+                self.agents[command.host] = AgentProcess.start(command, line, explain)
+                on_their_way += 1
+            except OSError as error:
+                self._handle(on.AgentGone(command.host, f"{command.argv[0]} could not be started: {error.strerror}"))
+
+    def submit(self, order: on.RunOrder, letters: Mapping[int, int]) -> None:
+        """Queue a run; ``letters`` are memfds by host index, which this loop owns from now on."""
+        self._post(lambda: self._submit(order, letters))
         if self.closed.is_set():
             self._take_inbox()
 
@@ -151,7 +173,7 @@ class SupervisorLoop:
             self.finished(ended, run.ever_started, {})
 
     def _wait(self) -> None:
-        times = [self.core.deadline(), *(a.gone_by for a in self.agents.values() if a.open)]
+        times = [self.core.deadline(), *(agent.deadline() for agent in self.agents.values())]
         deadline = min((t for t in times if t is not None), default=None)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         descriptors = [self.wake, *(a.stderr for a in self.agents.values() if a.open)]
@@ -162,9 +184,11 @@ class SupervisorLoop:
             os.eventfd_read(self.wake)
         while self.inbox and not self.over:
             self.inbox.popleft()()
+        now = time.monotonic()
         for agent in list(self.agents.values()):
-            if agent.open and ((agent.stderr in ready and not agent.read()) or agent.overdue()):
+            if agent.open and ((agent.stderr in ready and not agent.read()) or agent.press(now)):
                 self._handle(on.AgentGone(agent.host, agent.reason()))
+        self._start_agents()
         deadline = self.core.deadline()
         if deadline is not None and deadline <= time.monotonic():
             self._handle(on.Tick())
@@ -182,6 +206,7 @@ class SupervisorLoop:
     def _from_wire(self, event: HubEvent) -> None:
         match event:
             case Joined(host):
+                self.agents[host].joined = True
                 self._tell(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
             case Heard(host, message, payload):
                 self._heard(host, message, payload)
@@ -240,16 +265,28 @@ class SupervisorLoop:
                 self.finished(ended, started, self.replies.collect(ended.run))
             case do.AllReady():
                 self.ready(None)
-            case do.NotReady(hostname, reason):
-                self.ready(f"{hostname}: {reason}")
+            case do.NotReady(missing):
+                self.ready(self._missing(missing))
             case do.EndAgent(host):
                 self.hub.forget(host)
-                self.agents[host].end()
+                self.waiting = deque(start for start in self.waiting if start[0].host != host)
+                if host in self.agents:
+                    self.agents[host].end()
                 self._handle(on.AgentGone(host, "it was ended"))
             case do.AllGone():
                 self.over = True
             case _:
                 assert_never(effect)
+
+    def _missing(self, missing: Sequence[tuple[int, str]]) -> str:
+        """Which agents did not come, and why; of many, some."""
+        texts = []
+        for host, reason in missing[:REPORTED]:
+            agent = self.agents.get(host)
+            late = agent.late() if agent else "its turn to be started had not come"
+            texts.append(f"{self.names[host]}: {reason or late}")
+        more = len(missing) - len(texts)
+        return "\n".join([*texts, f"... and {more} more"] if more > 0 else texts)
 
     def _tell(self, host: int, message: m.ToAgent, payload: memoryview | bytes | None = None) -> None:
         if self.over:
@@ -266,12 +303,13 @@ class SupervisorLoop:
             with suppress(Gone):  # as above
                 self.hub.send_payload(effect.host, letter.id, view)
 
-    def _submit(self, order: on.RunOrder, letter: int) -> None:
+    def _submit(self, order: on.RunOrder, letters: Mapping[int, int]) -> None:
         if self.over:
-            os.close(letter)
+            for fd in set(letters.values()):
+                os.close(fd)
             self.finished(RunEnded(time.monotonic(), order.id, "cancelled", None, ()), False, {})
             return
-        self.letters.add(order.id, letter)
+        self.letters.add(order.id, letters)
         self._handle(on.Submitted(order))
 
     def _give_credit(self, hostname: str, size: int) -> None:

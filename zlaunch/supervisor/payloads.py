@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -23,37 +24,41 @@ class Answer:
 
 @dataclass
 class Letters:
-    """The letters of runs that have not ended, each in a memfd."""
+    """The letters of runs that have not ended, each in a memfd.
+
+    A run has one, or two: hosts that inherit our whole environment read another than those that must not.
+    """
 
     hub: Hub
     shares: dict[int, bool] = field(default_factory=dict)
     """Hosts whose agents can open our memfds."""
-    fds: dict[str, int] = field(default_factory=dict)
-    views: dict[str, memoryview] = field(default_factory=dict)
+    fds: dict[str, Mapping[int, int]] = field(default_factory=dict)
+    """By run and host index."""
+    views: dict[int, memoryview] = field(default_factory=dict)
+    """By descriptor."""
     next_id: int = 1
 
-    def add(self, run: str, fd: int) -> None:
-        """Keep a letter; ``fd`` is owned from now on."""
-        self.fds[run] = fd
+    def add(self, run: str, fds: Mapping[int, int]) -> None:
+        """Keep a run's letters, by host index; the descriptors are owned from now on."""
+        self.fds[run] = fds
 
     def address(self, run: str, host: int) -> tuple[m.Payload, memoryview | bytes | None, memoryview | None]:
         """How a letter goes to a host: what to say, what to attach to it, and what to send in pieces."""
-        fd = self.fds[run]
+        fd = self.fds[run][host]
         size = os.fstat(fd).st_size
         if size <= ATTACH_LIMIT:
             return m.Attached(size), os.pread(fd, size, 0), None
         payload_id, self.next_id = self.next_id, self.next_id + 1
         if self.shares.get(host):
             return m.Shared(payload_id, os.getpid(), fd, size), None, None
-        if run not in self.views:
-            self.views[run] = map_fd(fd, size)  # one mapping for all hosts
-        return m.Pieces(payload_id, size), None, self.views[run]
+        if fd not in self.views:
+            self.views[fd] = map_fd(fd, size)  # one mapping for all hosts
+        return m.Pieces(payload_id, size), None, self.views[fd]
 
     def drop(self, run: str) -> None:
         """A run has ended."""
-        self.views.pop(run, None)
-        fd = self.fds.pop(run, -1)
-        if fd >= 0:
+        for fd in set(self.fds.pop(run, {}).values()):
+            self.views.pop(fd, None)
             os.close(fd)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from ..tables import AgentState, RunState
 from . import effects as do
 from . import happenings as on
 from .fates import choose_cause, lost_fates, provisional_fate
+from .routes import Routes
 from .state import Host, Run
 
 COLLECT = 0.01
@@ -35,6 +36,7 @@ class Schedule:
     runs: dict[str, Run] = field(default_factory=dict)
     """In the order in which they came."""
     closing: bool = False
+    routes: Routes = field(default_factory=Routes)
 
     def deadline(self) -> float | None:
         """When ``tick`` wants to be called at the latest."""
@@ -114,29 +116,70 @@ class Schedule:
         effects: list[do.Effect] = []
         for index in run.order.seats:
             self.hosts[index].run = run.order.id
-            effects.append(do.Tell(index, m.Warm(run.order.template)))
-        first = min(run.order.seats)
-        effects.append(do.Tell(first, m.Reserve(run.order.id, run.attempt)))
+            effects.append(do.Tell(index, m.Warm(run.order.templates[index])))
+        first, *_ = indices = run.indices()
+        meet = bool(self.routes.missing(first, indices))
+        effects.append(do.Tell(first, m.Reserve(run.order.id, run.attempt, meet)))
         return effects
 
     def reserved(self, host: Host, message: m.Reserved, now: float) -> list[do.Effect]:
-        """A port is kept: the ranks may start."""
+        """A port is kept: the ranks may start as soon as everybody knows the way to it."""
         run = self._run_of(message.step, message.attempt)
         if run is None or run.state is not RunState.RESERVING:
             return []
+        run.port = message.port
+        first, *_ = indices = run.indices()
+        missing = self.routes.missing(first, indices)
+        if missing and message.point:
+            return [do.Tell(index, m.Reach(run.order.id, run.attempt, message.point)) for index in missing]
+        return self._launch(run, now)
+
+    def reached(self, host: Host, message: m.Reached, now: float) -> list[do.Effect]:
+        """A host has tried the ways to that of rank 0."""
+        run = self._run_of(message.step, message.attempt)
+        if run is None or run.state is not RunState.RESERVING or host.plan.index not in run.order.seats:
+            return []
+        first, *_ = indices = run.indices()
+        self.routes.found[first, host.plan.index] = message
+        if self.routes.missing(first, indices):
+            return []
+        unreachable = self.routes.unreachable(first, indices)
+        if unreachable:
+            self.routes.forget(first)
+            return self._nowhere(run, unreachable, now)
+        return self._launch(run, now)
+
+    def _nowhere(self, run: Run, unreachable: dict[int, str], now: float) -> list[do.Effect]:
+        """Some hosts cannot get to that of rank 0: nothing is started."""
+        name = run.order.hosts[0].name
+        for index, tried in unreachable.items():
+            text = f"it cannot reach {name}, where rank 0 would be, by any of its addresses: {tried}"
+            for fate in lost_fates(run.order.seats[index], run.fates, text, now):
+                run.fates[fate.rank] = fate
+        run.cause = next(iter(run.fates.values()))
+        run.outcome = "lost"
+        return self._stop(run, 0.0) + self._settle(run, now)
+
+    def _launch(self, run: Run, now: float) -> list[do.Effect]:
         run.machine.move("port is kept")
         order = run.order
+        routes = self.routes.choose(run.indices()[0], run.indices())
         if order.time_limit is not None:
             run.limit_at = now + order.time_limit
         effects: list[do.Effect] = [
             do.Emit(ev.RunStarted(now, order.id, order.name, order.hosts, run.attempt, order.log_token))
         ]
         for index, seats in order.seats.items():
-            placed = tuple(
-                msgspec.structs.replace(seat, master_port=message.port, restart_count=run.attempt) for seat in seats
-            )
+            place = {
+                "master_addr": routes[index].address,
+                "interface": routes[index].interface,
+                "master_port": run.port,
+                "restart_count": run.attempt,
+            }
+            placed = tuple(msgspec.structs.replace(seat, **place) for seat in seats)
             run.open_hosts[index] = None
-            effects.append(do.SendStart(index, order.id, run.attempt, order.template.key, placed, order.answers))
+            key = order.templates[index].key
+            effects.append(do.SendStart(index, order.id, run.attempt, key, placed, order.answers))
         return effects
 
     def started(self, host: Host, message: m.Started, now: float) -> list[do.Effect]:
@@ -286,7 +329,8 @@ class Schedule:
         del self.runs[run.order.id]
         fates = tuple(sorted(run.fates.values(), key=lambda fate: fate.at))
         cause = run.fates.get(run.cause.rank, run.cause) if run.cause else None
-        ended = ev.RunEnded(now, run.order.id, run.outcome, cause, fates, tuple(run.survivors))
+        survivors, unasked = tuple(run.survivors), tuple(run.unasked)
+        ended = ev.RunEnded(now, run.order.id, run.outcome, cause, fates, survivors, unasked)
         return [do.Emit(ended), do.Finish(ended, run.ever_started)]
 
     def lose_host(self, host: Host, now: float) -> list[do.Effect]:
@@ -300,7 +344,8 @@ class Schedule:
             if run.state is RunState.QUEUED:
                 effects += self._give_up(run, now, lost=host)
                 continue
-            run.open_hosts.pop(index, None)
+            if run.open_hosts.pop(index, 0) is None and not host.plan.here:
+                run.unasked.append(host.plan.name)
             for seat in run.order.seats[index]:
                 if seat.rank in run.pending:  # it ended well, and its result never came whole
                     run.fates.pop(seat.rank, None)

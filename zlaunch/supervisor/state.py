@@ -41,8 +41,11 @@ class Run:
     open_hosts: dict[int, int | None] = field(default_factory=dict)
     """Hosts that hold something of the run; with the number of log messages to wait for, once it has closed."""
     survivors: list[Survivor] = field(default_factory=list)
+    unasked: list[str] = field(default_factory=list)
+    """Hosts that were lost with something of the run on them."""
     decide_at: float | None = None
     limit_at: float | None = None
+    port: int = 0
     ever_started: bool = False
     unwanted: bool = False
     """Cancelled while it was being stopped for another reason: it is not started again."""
@@ -52,6 +55,10 @@ class Run:
     def state(self) -> RunState:
         """Where it stands."""
         return self.machine.state
+
+    def indices(self) -> list[int]:
+        """The hosts' indices, that of rank 0 first."""
+        return [host.index for host in self.order.hosts]
 
     def again(self) -> None:
         """Made ready for a restart: nothing of the failed attempt counts any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from .gpus import visible_gpus
 from .limits import boot_id, numa_domains, usable_cores, usable_memory
 
 
-def facts() -> HostFacts:
-    """This host as its agent reports it: some milliseconds without GPUs, NVML's start-up more with them."""
+def facts(folders: Sequence[str] = ()) -> HostFacts:
+    """This host as its agent reports it: some milliseconds without GPUs, NVML's start-up more with them.
+
+    Args:
+        folders: those of the launcher's ``sys.path``, to be told which of them are not here.
+    """
     return HostFacts(
         hostname=os.uname().nodename,
         pid=os.getpid(),
@@ -27,6 +32,7 @@ def facts() -> HostFacts:
         torch=torch_version(),
         version=__version__,
         boot_id=boot_id(),
+        absent=tuple(folder for folder in folders if not os.path.exists(folder)),
     )
 
 

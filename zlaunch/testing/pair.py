@@ -41,6 +41,12 @@ class FakeHost:
     """Ranks that SIGKILL does not end either: they hang in the kernel."""
     forks: bool = True
     """False: the template is slow, and forks nothing until ``fork_now``."""
+    addresses: tuple[str, ...] = ("10.0.0.1",)
+    """What it offers as a meeting point."""
+    blind_to: set[str] = field(default_factory=set)
+    """Addresses of others that it cannot reach."""
+    sought: int = 0
+    """How often it looked for a meeting point."""
     alive: dict[int, Key] = field(default_factory=dict)
     signals: list[tuple[int, int]] = field(default_factory=list)
     """(rank, signal) in the order in which they were sent."""
@@ -128,13 +134,18 @@ class FakeHost:
                 self.queue.append(agent_on.Swept(key, ()))
             case agent_do.Closed((step, attempt), survivors):
                 self.pair.to_supervisor(self, m.Closed(step, attempt, survivors, 0))
-            case agent_do.KeepPort(key):
+            case agent_do.KeepPort(key, meet):
                 self.pair.ports += 1
-                self.queue.append(agent_on.PortKept(key, self.pair.ports))
+                point = m.MeetingPoint(self.addresses, 1, b"token") if meet else None
+                self.queue.append(agent_on.PortKept(key, self.pair.ports, point))
+            case agent_do.Seek(key, point):
+                self.sought += 1
+                ways = tuple(m.Way(address, "eth0") for address in point.addresses if address not in self.blind_to)
+                self.queue.append(agent_on.Sought(key, ways, "" if ways else "no answer"))
             case agent_do.Leave(status):
                 self.left = status
                 self.pair.gone(self, "it left")
-            case agent_do.FreePort() | agent_do.EndTemplate():
+            case agent_do.FreePort() | agent_do.EndTemplate() | agent_do.EndMeeting():
                 pass
 
 
@@ -157,6 +168,7 @@ class Pair:
         self.ended: list[RunEnded] = []
         self.problems: list[str] = []
         self.over = False
+        self.ready = False
         self.ports = 20000
         self.feed(on.Begun(tuple(plans), self.clock.now + 60))
 
@@ -215,11 +227,13 @@ class Pair:
                 self.events.append(event)
             case do.Finish(ended, _):
                 self.ended.append(ended)
-            case do.NotReady(hostname, reason):
-                self.problems.append(f"{hostname}: {reason}")
+            case do.NotReady(missing):
+                self.problems += [f"{self.hosts[host].plan.name}: {reason or 'late'}" for host, reason in missing]
             case do.AllGone():
                 self.over = True
-            case do.AllReady() | do.EndAgent():
+            case do.AllReady():
+                self.ready = True
+            case do.EndAgent():
                 pass
 
 
@@ -232,8 +246,8 @@ def order(run: str, pair: Pair, *hosts: int, **changes: object) -> on.RunOrder:
         "id": run,
         "name": run,
         "hosts": tuple(plans),
-        "seats": place_ranks(plans, facts, "127.0.0.1"),
-        "template": template,
+        "seats": place_ranks(plans, facts),
+        "templates": {plan.index: template for plan in plans},
         "world_size": sum(plan.workers for plan in plans),
     }
     return on.RunOrder(**{**fields, **changes})  # type: ignore[arg-type]

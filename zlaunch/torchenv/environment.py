@@ -7,6 +7,8 @@ to the process that started us, and that all our ranks would inherit alike.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..model import Seat, Step
 
 STALE = {
@@ -37,9 +39,17 @@ _STALE_NAMES = frozenset(name for name in STALE if not name.endswith("*"))
 _STALE_STARTS = tuple(name[:-1] for name in STALE if name.endswith("*"))
 
 
-def rank_environment(step: Step, seat: Seat) -> dict[str, str]:
-    """Everything that the rank at ``seat`` finds in its environment, on top of the step's own."""
-    env = {key: value for key, value in step.env.items() if not is_stale(key)}
+PATH_LISTS = ("PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "PYTHONPATH")
+"""Lists of folders of which a host needs its own: what is copied to it comes before them, and not in their place."""
+
+
+def rank_environment(step: Step, seat: Seat, host_env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Everything that the rank at ``seat`` finds in its environment, on top of the step's own.
+
+    ``host_env`` is the environment that the host's agent was started in; it counts with ``step.inherit`` only.
+    """
+    env = inherited_environment(step.env, host_env or {}) if step.inherit else step.env
+    env = {key: value for key, value in env.items() if not is_stale(key)}
     env = env if step.unswap_rocr_hip else swap_rocr_hip(env)
     if step.gpus_per_worker > 1:
         env.update(_own_devices(env, seat, step.gpus_per_worker))
@@ -65,11 +75,21 @@ def rank_environment(step: Step, seat: Seat) -> dict[str, str]:
         "ZLAUNCH_HOSTNAME": seat.hostname,
     }
     env.setdefault("OMP_NUM_THREADS", str(max(1, seat.threads)))
-    if seat.nodes == 1:
-        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if seat.interface:
+        env.setdefault("GLOO_SOCKET_IFNAME", seat.interface)
     if step.kind == "command":
         env.setdefault("PYTHONUNBUFFERED", "1")  # a Python that we can't reach into would hold back 8 KiB of lines
     return env
+
+
+def inherited_environment(env: Mapping[str, str], host_env: Mapping[str, str]) -> dict[str, str]:
+    """A host's own environment with ``env`` on top; of lists of folders, the host's entries follow those of ``env``."""
+    merged = {**host_env, **env}
+    for name in PATH_LISTS:
+        if name in env and name in host_env:
+            entries = [*env[name].split(":"), *host_env[name].split(":")]
+            merged[name] = ":".join(dict.fromkeys(entry for entry in entries if entry))
+    return merged
 
 
 def is_stale(name: str) -> bool:

@@ -33,6 +33,16 @@ def outlive_parent() -> None:
     LIBC.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a process was started in; empty where that may not be read."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (entry.partition(b"=") for entry in entries if b"=" in entry)
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+
+
 def be_first_out_of_memory() -> None:
     """Raise this process's badness a bit. That needs no privilege; where it fails, nothing is lost."""
     with suppress(OSError, ValueError):

@@ -29,6 +29,7 @@ from ..torchenv.environment import rank_environment
 from ..torchenv.threads import set_threads
 from . import linux
 from .ending import finish
+from .host import Host
 from .voice import Voice
 
 _HIGH = 200
@@ -47,6 +48,7 @@ class Place(msgspec.Struct, frozen=True):
     answer: int
     meeting: int
     template: int
+    host: Host
     keep: frozenset[int] = frozenset()
 
 
@@ -57,27 +59,31 @@ def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn
         letter, answer, meeting = _settle(place)
         frames = unpack(map_fd(letter))
         step = msgspec.msgpack.decode(frames.pop(0), type=Step)
-        env = rank_environment(step, place.seat)
+        env = rank_environment(step, place.seat, place.host.env)
+        if step.inherit:
+            env["PWD"] = place.host.folder(step)
         if step.kind == "command":
-            _execute(step, env)
+            _execute(step, place.host, env)
         if method == "spawn":
-            _execute_python(step, env, place.seat, (letter, answer, meeting))
+            _execute_python(step, place, env, (letter, answer, meeting))
         os.close(letter)
         _renew_interpreter(env, pools)
-        live(step, place.seat, frames, answer, meeting)
+        live(step, place.seat, place.host, frames, (answer, meeting))
     except BaseException:  # nothing may go back into the template's loop
         code = _last_words()
     finally:
         os._exit(code)
 
 
-def live(step: Step, seat: Seat, frames: list[memoryview], answer: int, meeting: int) -> NoReturn:
+def live(step: Step, seat: Seat, host: Host, frames: list[memoryview], kept: tuple[int, int]) -> NoReturn:
     """Run the task of a step in this interpreter, and end the process.
 
-    ``frames`` is emptied once they have been read: the mapping below them holds a descriptor.
+    ``frames`` is emptied once they have been read: the mapping below them holds a descriptor. ``kept`` are those of
+    answer and meeting.
     """
+    answer, meeting = kept
     voice = Voice(answer_end(socket.socket(fileno=answer)))
-    _renew_python(step)
+    _renew_python(step, host)
     if step.kind == "function":
         from .function import run_function
 
@@ -126,28 +132,28 @@ def _arrange_descriptors(place: Place) -> tuple[int, int, int]:
     return letter, answer, meeting
 
 
-def _execute(step: Step, env: dict[str, str]) -> NoReturn:
+def _execute(step: Step, host: Host, env: dict[str, str]) -> NoReturn:
     """Become the program. 127 where there is none, 126 where it can't be run, as in a shell."""
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        os.chdir(step.cwd)
+        os.chdir(host.folder(step))
         os.execvpe(step.argv[0], step.argv, env)
     except OSError as error:
         os.write(2, f"zlaunch: {step.argv[0]}: {error.strerror}\n".encode(errors="surrogateescape"))
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)
 
 
-def _execute_python(step: Step, env: dict[str, str], seat: Seat, kept: tuple[int, int, int]) -> NoReturn:
+def _execute_python(step: Step, place: Place, env: dict[str, str], kept: tuple[int, int, int]) -> NoReturn:
     """Become a new interpreter, which comes to ``live`` by way of ``spawned``."""
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     for fd in kept:
         os.set_inheritable(fd, True)
-    facts = msgspec.json.encode((seat, *kept)).decode()
+    facts = msgspec.json.encode((place.seat, *kept)).decode()
     argv = python_argv("zlaunch.worker.spawned:main", facts)
-    os.chdir(step.cwd)
+    os.chdir(place.host.folder(step))
     os.execve(argv[0], argv, env)
 
 
@@ -168,14 +174,14 @@ def _renew_interpreter(env: dict[str, str], pools: list[Any]) -> None:
     gc.enable()
 
 
-def _renew_python(step: Step) -> None:
+def _renew_python(step: Step, host: Host) -> None:
     """The state of Python that a task sees first: directory, path, streams, an empty ``__main__``."""
-    os.chdir(step.cwd)
+    os.chdir(folder := host.folder(step))
     process = sys.modules.get("multiprocessing.process")
     if process is not None:
-        process.ORIGINAL_DIR = step.cwd  # type: ignore[attr-defined]  # where its children look for our __main__
+        process.ORIGINAL_DIR = folder  # type: ignore[attr-defined]  # where its children look for our __main__
     if step.sys_path:
-        sys.path[:] = step.sys_path
+        sys.path[:] = host.search_path(step.sys_path, step.inherit)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

@@ -28,6 +28,7 @@ from ..model import StartMethod
 from ..protocol.local import Broken, Exited, Fork, Forked, Prepare, Ready, ToTemplate
 from ..systems.processes import become_subreaper, kill_all
 from . import linux
+from .host import Host
 from .rank import Place, become_rank
 from .warm import Warmth, warm_up
 
@@ -50,15 +51,16 @@ def main() -> NoReturn:
     if heard := wire.receive():
         match heard[0]:
             case Prepare() as prepare:
-                _Template(wire).live(prepare)
+                _Template(wire, Host(linux.environment_of(agent), tuple(sys.path))).live(prepare)
             case Fork():
                 wire.send(Broken("the first message to a fork template must be Prepare"))
     os._exit(0)
 
 
 class _Template:
-    def __init__(self, wire: Wire[ToTemplate]) -> None:
+    def __init__(self, wire: Wire[ToTemplate], host: Host) -> None:
         self._wire = wire
+        self._host = host
         self._ranks: dict[int, Fork] = {}
         self._meeting = -1
         self._met = ("", 0)
@@ -84,7 +86,7 @@ class _Template:
     def _prepare(self, prepare: Prepare) -> bool:
         began = time.monotonic()
         if prepare.sys_path:
-            sys.path[:] = prepare.sys_path
+            sys.path[:] = self._host.search_path(prepare.sys_path, prepare.inherit)
         self._method = prepare.start_method
         own = set(linux.open_descriptors())
         try:
@@ -130,7 +132,7 @@ class _Template:
     def _fork(self, fork: Fork, fds: list[int]) -> None:
         letter, out, err, answer = fds
         meeting = self._meeting_of(fork)
-        place = Place(fork.seat, letter, out, err, answer, meeting, template=os.getpid(), keep=self._keep)
+        place = Place(fork.seat, letter, out, err, answer, meeting, os.getpid(), self._host, self._keep)
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)

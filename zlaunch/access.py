@@ -1,0 +1,84 @@
+"""Level 5: how a launcher gets to its hosts: which back end starts the agent of each, and what the agent is told."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from .backends import local, ssh
+from .link.hub import Hub
+from .model import AgentCommand, HostPlan, TemplateSpec
+from .protocol.bootstrap import Bootstrap
+from .supervisor.loop import Start
+from .systems.interfaces import own_addresses
+
+TUNNELS = "/tmp/zlaunch-"  # noqa: S108 - on other hosts; a socket there is its user's alone, and CURVE guards it
+"""Where ssh puts the sockets of a tunnel, with random letters behind."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What ``Launcher`` says about getting to hosts."""
+
+    ssh_config: str | None = None
+    python: str | None = None
+    setup: str | None = None
+    silence: float = 4.5
+
+    def addresses(self, hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:
+        """Of this machine, for the agents of other hosts; none where there are no others."""
+        if all(host.here for host in hosts):
+            return ()
+        return tuple(dict.fromkeys(interface.address for interface in own_addresses()))
+
+    def command(self, host: HostPlan, timeout: float, tunnel: str = "", hub: Hub | None = None) -> AgentCommand:
+        """How a host's agent is started. Without a hub, nobody will: it is only shown."""
+        if host.here:
+            return local.agent_command(host)
+        return ssh.agent_command(
+            host,
+            config=self.ssh_config,
+            python=self.interpreter,
+            setup=self.setup,
+            tunnel=tunnel,
+            tunnel_ports=hub.tunnel_ports if hub else None,
+            connect_timeout=timeout,
+        )
+
+    @property
+    def interpreter(self) -> str:
+        """Python's path on other hosts."""
+        return self.python or sys.executable
+
+    def invite(self, hub: Hub, host: HostPlan, template: TemplateSpec, timeout: float) -> Start:
+        """A host's command and bootstrap line, with fresh keys."""
+        tunnel = "" if host.here else TUNNELS + secrets.token_hex(8)
+        command = self.command(host, timeout, tunnel, hub)
+        bootstrap = Bootstrap(
+            hostname=host.name,
+            invitation=msgspec.Raw(msgspec.json.encode(hub.invite(host.index, here=host.here, tunnel=tunnel))),
+            template=template,
+            stdin_is_link=command.stdin_is_link,
+            connect_timeout=timeout,
+            warm_first=host.here,
+        )
+        if host.here:
+            return command, bootstrap.to_line(), None
+        explain = functools.partial(ssh.explain, host.name, python=self.interpreter, setup=self.setup)
+        return command, bootstrap.to_line(), explain
+
+
+def config_path(file: str | os.PathLike[str] | None) -> str | None:
+    """An ssh configuration file as ssh takes it. Raises FileNotFoundError where there is none."""
+    if file is None:
+        return None
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"ssh_config_file: there is no file {path}")
+    return str(path.resolve())

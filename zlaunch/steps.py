@@ -1,0 +1,111 @@
+"""Level 5: a launcher's fields become a step: what its ranks are given, on this machine and on others."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .errors import LaunchError
+from .fields import check_gpu_memory
+from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
+from .plan import Errand, template_for
+from .surroundings import ranks_environment, record_level
+from .systems.targets import TargetError, check_import
+
+if TYPE_CHECKING:
+    from .launcher import Launcher
+
+
+def new_id() -> str:
+    """Short enough to read aloud, random enough for one user's runs."""
+    return secrets.token_hex(4)
+
+
+def make_errands(
+    launcher: Launcher, kind: TaskKind, argv: Sequence[str], preload: Sequence[str], groups: Collection[bool]
+) -> dict[bool, Errand]:
+    """A step for hosts here and for others, as ``groups`` wants; both are the same step, in other environments.
+
+    Its process group is still open: ``with_backend``.
+    """
+    run, token = new_id(), new_id() + new_id()
+    function = kind == "function"
+    errands = {}
+    for here in groups:
+        step = Step(
+            id=run,
+            run_id=run,
+            kind=kind,
+            argv=tuple(argv),
+            env=ranks_environment(
+                launcher.extra_env_vars, launcher.env_file, None if here else tuple(launcher.copy_env_vars)
+            ),
+            inherit=not here,
+            cwd=os.getcwd(),
+            sys_path=tuple(path or os.getcwd() for path in sys.path),
+            timeout=launcher.worker_timeout,
+            log_token=token if function else "",
+            log_level=record_level(launcher._handlers),
+            max_restarts=launcher.max_restarts,
+            gpus_per_worker=launcher.gpus_per_worker,
+            gpu_memory_fraction=launcher.gpu_memory_fraction,
+            unswap_rocr_hip=launcher.unswap_rocr_hip,
+        )
+        errands[here] = Errand(step, _template(launcher, step, preload))
+    return errands
+
+
+def _template(launcher: Launcher, step: Step, preload: Sequence[str]) -> TemplateSpec:
+    return template_for(
+        preload=preload,
+        start_method=launcher.start_method,
+        env=step.env,
+        inherit=step.inherit,
+        sys_path=step.sys_path,
+        cwd=step.cwd,
+    )
+
+
+def with_backend(errands: Mapping[bool, Errand], backend: str | None) -> dict[bool, Errand]:
+    """The same with the process group that a function finds."""
+    return {
+        here: Errand(msgspec.structs.replace(errand.step, backend=backend), errand.template)
+        for here, errand in errands.items()
+    }
+
+
+def backend_for(launcher: Launcher, hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> str | None:
+    """The process group's backend: ``auto`` is nccl where every rank has its own GPU, since nccl shares none."""
+    if launcher.backend != "auto":
+        return launcher.backend
+    enough = all(len(facts[h.index].gpus) >= h.workers * launcher.gpus_per_worker for h in hosts)
+    return "nccl" if enough else "gloo"
+
+
+def check_hosts(launcher: Launcher, kind: TaskKind, hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> None:
+    """Whether these hosts can do a step. Raises LaunchError or ValueError."""
+    check_gpu_memory(launcher.gpu_memory_fraction, kind, {host.name: facts[host.index] for host in hosts})
+    if kind != "function":
+        return
+    ours = sys.version_info[:2]
+    for host in hosts:
+        theirs = tuple(int(number) for number in facts[host.index].python.split(".")[:2])
+        if theirs != ours:
+            raise LaunchError(
+                f"{host.name} has Python {facts[host.index].python}, and this is {sys.version.split()[0]}: a function "
+                "travels as bytecode, which differs; name the same Python there (python=, --python), or run a script"
+            )
+
+
+def check_preload(modules: Sequence[str]) -> None:
+    """Raises LaunchError for a module that is not there, before any host fails to import it."""
+    for module in modules:
+        try:
+            check_import(module, [path or os.getcwd() for path in sys.path], f"preload {module!r}")
+        except TargetError as error:
+            raise LaunchError(str(error)) from None
