@@ -8,6 +8,10 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy
 
 
 def here() -> tuple[str, int, int]:
@@ -42,6 +46,13 @@ def parent() -> tuple[str, int]:
 def double(data: bytes) -> bytes:
     """As much comes back as went there."""
     return data[::-1]
+
+
+def negative(array: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    """An array as large as the one that came, in its memory."""
+    import numpy
+
+    return numpy.negative(array, out=array)
 
 
 def talk(lines: int) -> int:

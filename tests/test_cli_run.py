@@ -335,6 +335,34 @@ def test_dry_run_touches_nothing(start: Callable[..., Started], tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == [prog]
 
 
+def test_dry_run_shows_how_other_hosts_are_reached(start: Callable[..., Started], tmp_path: Path) -> None:
+    prog = script(tmp_path, "open('ran', 'w')\n")
+    hosts = ("--hosts", "no-such-host.invalid:1,localhost:2", "--setup", "module load x", "--python", "~/py")
+    status, out, err = start(*RUN, *hosts, "--dry-run", prog, TORCH_ME="1").end()
+    assert (status, err) == (0, "")
+    assert "3 ranks on 2 hosts" in out
+    assert "no-such-host.invalid: 1 rank, over ssh\n  agent: ssh -o" in out
+    assert "-- no-such-host.invalid 'module load x && exec ~/py -c " in out
+    assert "keys go to ssh's stdin" in out
+    assert "TORCH_ME" in out.partition("other hosts: ")[2].partition("\n")[0]
+    assert "MASTER_ADDR=<an address of no-such-host.invalid that the others reach>" in out
+    assert "rank 2: GROUP_RANK=1 LOCAL_RANK=1" in out
+    status, out, err = start(*RUN, *hosts, "-n", "auto", "--env", "A=1", "--dry-run", prog).end()
+    assert (status, err) == (0, "")
+    assert "ranks on 2 hosts, counted when the agents have told what is there" in out
+    assert "no-such-host.invalid: ranks as its agent counts them, over ssh" in out
+    assert "  A=1\n" in out
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_host_that_is_not_there(start: Callable[..., Started], tmp_path: Path) -> None:
+    prog = script(tmp_path, "open('ran', 'w')\n")
+    status, out, err = start(*RUN, "--hosts", "localhost,no-such-host.invalid", "-n", "1", prog).end()
+    assert (status, out) == (125, "")
+    assert "no-such-host.invalid: ssh does not know this host" in err
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_preload_that_fails_is_zlaunchs_own_failure(start: Callable[..., Started], tmp_path: Path) -> None:
     script(tmp_path, "raise RuntimeError('not today')\n", "broken.py")
     status, out, err = start("run", "--preload", "broken", "-n", "1", script(tmp_path, "pass\n")).end()

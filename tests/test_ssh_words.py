@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import zlaunch
 from zlaunch.backends import ssh
 from zlaunch.backends.ssh_words import SETUP_FAILED, explain
 from zlaunch.model import AgentCommand, HostPlan
@@ -223,6 +224,23 @@ def test_destinations() -> None:
     assert ends == ["node", "me@node", "2001:db8::1", "me@::1", "fe80::1%lo"]
 
 
+def test_ssh_is_more_patient_than_we_are() -> None:
+    for silence in (1.5, 4.5, 60.0):
+        argv = ssh.agent_command(
+            HostPlan(0, "n", 1, False),
+            config=None,
+            python="python",
+            setup=None,
+            tunnel="",
+            tunnel_ports=None,
+            connect_timeout=60,
+            silence=silence,
+        ).argv
+        count = next(int(word.partition("=")[2]) for word in argv if word.startswith("ServerAliveCountMax="))
+        assert "ServerAliveInterval=3" in argv
+        assert count * 3 > silence
+
+
 def test_nothing_of_this_machine_but_a_checkout_is_in_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "PACKAGE_ROOT", "/far/lib/python3.11/site-packages")
     assert "/far" not in command(None).argv[-1]
@@ -264,6 +282,20 @@ def test_zlaunch_never_comes_from_the_directory_that_the_shell_is_in(tmp_path: P
     line = ssh.remote_line("n", sys.executable, f"cd {tmp_path}")
     done = subprocess.run(["sh", "-c", line], input=b"", capture_output=True, check=False)
     assert STARTED in done.stderr.decode()
+
+
+def test_a_run_over_ssh(serve: Serve, tmp_path: Path) -> None:
+    """All the way, in spite of a configuration and of start-up files that were made for people."""
+    noisy = 'echo hello; echo not a tty >&2; eval "$SSH_ORIGINAL_COMMAND"'
+    out = tmp_path / "out"
+    zlaunch.Launcher(
+        hostnames=["node"],
+        workers_per_host=1,
+        ssh_config_file=serve(noisy).config(*HOSTILE),
+        setup="export FROM_SETUP=there",
+        preload=(),
+    ).run_command("sh", "-c", f"echo $FROM_SETUP $ZLAUNCH_HOSTNAME > {out}")
+    assert out.read_text() == "there node\n"
 
 
 # --- what is made of what is said -------------------------------------------------------------------------------------

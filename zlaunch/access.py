@@ -5,21 +5,25 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from .backends import local, ssh
+from .errors import LaunchError
 from .link.hub import Hub
 from .model import AgentCommand, HostPlan, TemplateSpec
 from .protocol.bootstrap import Bootstrap
 from .supervisor.loop import Start
 from .systems.interfaces import own_addresses
 
-TUNNELS = "/tmp/zlaunch-"  # noqa: S108 - on other hosts; a socket there is its user's alone, and CURVE guards it
-"""Where ssh puts the sockets of a tunnel, with random letters behind."""
+TUNNELS = "/tmp/zlaunch-"
+"""Where ssh puts the sockets of a tunnel on another host, with random letters behind. They are its user's alone, and
+what goes through them is guarded by CURVE as everything is."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Access:
     python: str | None = None
     setup: str | None = None
     silence: float = 4.5
+
+    def check(self, hosts: Sequence[HostPlan]) -> None:
+        """Raises LaunchError where other hosts are wanted and there is no ssh."""
+        if not all(host.here for host in hosts) and shutil.which("ssh") is None:
+            raise LaunchError(ssh.NO_SSH)
 
     def addresses(self, hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:
         """Of this machine, for the agents of other hosts; none where there are no others."""
@@ -49,6 +58,7 @@ class Access:
             tunnel=tunnel,
             tunnel_ports=hub.tunnel_ports if hub else None,
             connect_timeout=timeout,
+            silence=self.silence,
         )
 
     @property

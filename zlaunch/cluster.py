@@ -38,6 +38,7 @@ class Cluster:
     """Agents on some hosts, one supervisor, one desk."""
 
     def __init__(self, hosts: Sequence[HostPlan], access: Access, settings: ViewSettings) -> None:
+        access.check(hosts)
         self.hosts = tuple(hosts)
         self.access = access
         self.facts: dict[int, HostFacts] = {}

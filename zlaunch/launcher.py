@@ -22,6 +22,7 @@ from .model import HostFacts, HostPlan, StartMethod, TaskKind
 from .plan import LaunchPlan, count_workers, place_ranks
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
+from .protocol.travel import modules_by_value
 from .result import LaunchResult, Run
 from .steps import backend_for, check_hosts, check_preload, make_errands, with_backend
 from .surroundings import ranks_environment, view_settings
@@ -306,7 +307,8 @@ class Launcher:
             absent = {folder for host in hosts if not host.here for folder in cluster.facts[host.index].absent}
             if dump:
                 errands = with_backend(errands, backend_for(self, hosts, cluster.facts))
-                tasks[False] = dump(tuple(absent)) if absent else tasks[True]
+                if modules_by_value(tuple(absent)):
+                    tasks[False] = dump(tuple(absent))
             return cluster.submit(
                 errands,
                 tasks,

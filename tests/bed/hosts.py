@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -66,6 +66,8 @@ class Bed:
         self._cgroups: dict[str, Path | None] = {}
         self._frozen: set[str] = set()
         self._network: Network | None = None
+        self.hooks: list[Callable[[Sequence[str]], None]] = []  # called with the hosts that a boot has brought up
+        self.residents = {"sshd", "sshd-session", "sshd-auth"}  # names of processes that are no strays
         atexit.register(self.down)
         try:
             six = ipv6 and os.path.exists("/proc/net/if_inet6")
@@ -110,16 +112,19 @@ class Bed:
             raise BedError(f"{name} is not up")
         return self._programs[name].pid
 
+    def cgroup(self, name: str) -> Path | None:
+        """Where all the host's processes are, if this machine lets it have one."""
+        return self._cgroups[name]
+
     def path(self, name: str, path: str) -> Path:
         """A path of the host, for us to read and write."""
         return Path(f"/proc/{self._first(name)}/root{path}")
 
     def _inhabitants(self, name: str) -> list[Inhabitant]:
-        ours = ("sshd", "sshd-session", "sshd-auth")
-        return [one for one in inhabitants(self._first(name)) if one.name not in ours]
+        return [one for one in inhabitants(self._first(name)) if one.name not in self.residents]
 
     def processes(self, name: str) -> list[tuple[int, str]]:
-        """Pid (the host's own number) and command line of all that lives there, its init and sshd apart."""
+        """Pid (the host's own number) and command line of all that lives there, its init and residents apart."""
         return [(one.pid, one.command) for one in self._inhabitants(name)]
 
     def pid_in_root(self, name: str, pid: int) -> int:
@@ -164,7 +169,7 @@ class Bed:
     # -- life and death
 
     def boot(self, *names: str) -> None:
-        """Bring hosts up that are down; returns when sshd answers."""
+        """Bring hosts up that are down; returns when sshd answers and ``hooks`` have returned."""
         for name in names:
             if self.alive(name):
                 raise BedError(f"{name} is up")
@@ -177,6 +182,8 @@ class Bed:
             leftovers.note(self.folder / name, self._programs[name].pid, self._cgroups[name])
         for name in names:
             until(lambda name=name: self._answers(name), f"sshd of {name}")  # type: ignore[misc]
+        for hook in self.hooks:
+            hook(names)
 
     def _start(self, name: str) -> None:
         network = self._net()
@@ -206,8 +213,12 @@ class Bed:
         """What the last boot of a dead host has left: its kernel, as it were."""
         if name in self._programs:
             self._end_processes(name)
-            self._net().unplug(self._index(name))
+            self._unplug(name)
             del self._programs[name]
+
+    def _unplug(self, name: str) -> None:
+        with suppress(BedError):  # the kernel may be first: the cable ends with the host's end of it
+            self._net().unplug(self._index(name))
 
     def _end_processes(self, *names: str) -> None:
         programs = [(name, self._programs[name]) for name in names if name in self._programs]
@@ -223,13 +234,18 @@ class Bed:
         """SIGKILL to every process of the host. Its kernel lives on: peers see connections end, or reset."""
         self._end_processes(name)
 
+    def reboot(self, *names: str) -> None:
+        """SIGKILL to all, and up again: in memory, so empty."""
+        self._end_processes(*names)
+        self.boot(*names)
+
     def poweroff(self, name: str) -> None:
         """The plug is pulled: peers hear nothing more."""
         if name in self._programs:
             if self._index(name) in self._net().nets:
                 self._net().pull(self._index(name))
             self._end_processes(name)
-            self._net().unplug(self._index(name))
+            self._unplug(name)
 
     def freeze(self, name: str) -> None:
         """Every process stops; the kernel still accepts and acknowledges."""
@@ -264,8 +280,8 @@ class Bed:
 
     # -- the end
 
-    def restore(self) -> None:
-        """All hosts up, thawed and healed. Raises ``AssertionError`` for processes left there, and reboots those."""
+    def mend(self) -> None:
+        """All hosts up, thawed and healed."""
         network = self._net()
         for name in list(self._frozen):
             self.thaw(name)
@@ -275,12 +291,15 @@ class Bed:
                 self.heal(name)
         if dead:
             self.boot(*dead)
+
+    def restore(self) -> None:
+        """``mend``. Raises ``AssertionError`` for processes left in a host, and reboots it."""
+        self.mend()
         with suppress(BedError):
             until(lambda: not any(self.processes(name) for name in self.hosts), "the end of all", _LAST_BREATH)
         strays = {name: left for name in self.hosts if (left := self.processes(name))}
         if strays:
-            self._end_processes(*strays)
-            self.boot(*strays)
+            self.reboot(*strays)
         assert not strays, f"left running: {strays}"
 
     def down(self) -> None:

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -32,10 +34,10 @@ class Failed(Exception):
     """A measurement did not come to its end; the text says why."""
 
 
-def adopt_orphans() -> None:
-    """Become the parent of whatever our children leave behind."""
+def adopt_orphans(adopt: bool = True) -> None:
+    """Become the parent of whatever our children leave behind from now on, or be it no more."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
@@ -103,6 +105,15 @@ class Workshop:
     running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     drivers: dict[str, Driver] = field(default_factory=dict)
     count: int = 0
+    lasted: dict[Callable[[Workshop], AbstractContextManager[Any]], Any] = field(default_factory=dict)
+    ends: ExitStack = field(default_factory=ExitStack)
+
+    def lasting(self, make: Callable[[Workshop], AbstractContextManager[T]]) -> T:
+        """What is made at its first use, and lasts until ``close``."""
+        if make not in self.lasted:
+            self.lasted[make] = self.ends.enter_context(make(self))
+        found: T = self.lasted[make]
+        return found
 
     def new_folder(self) -> Path:
         """An empty folder of its own for a measurement."""
@@ -141,13 +152,16 @@ class Workshop:
         running = self.start(argv, self.new_folder(), env)
         return running.wait(limit) - running.began
 
-    def driver(self, product: str, env: dict[str, str] | None = None) -> Driver:
-        """The driver of a product, started at its first use; it goes on until ``close_drivers``."""
-        key = product + json.dumps(env)
+    def driver(self, product: str, env: dict[str, str] | None = None, within: tuple[str, ...] = ()) -> Driver:
+        """The driver of a product, started at its first use; it goes on until ``close_drivers``.
+
+        ``within`` is a program that becomes the one that its further arguments name.
+        """
+        key = product + json.dumps((env, within))
         if key not in self.drivers:
             ours, theirs = socket.socketpair()
             with theirs:
-                argv = [*python("driver.py"), product, str(theirs.fileno())]
+                argv = [*within, *python("driver.py"), product, str(theirs.fileno())]
                 running = self.start(argv, self.new_folder(), env, pass_fds=(theirs.fileno(),))
             self.drivers[key] = Driver(running, ours)
         return self.drivers[key]
@@ -188,6 +202,7 @@ class Workshop:
     def close(self) -> None:
         """End everything."""
         self.close_drivers()
+        self.ends.close()
         self.sweep()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
-from rows import Contestant, Row, Sample
+from terms import Contestant, Row, Sample
 
 VERSIONS = ("zlaunch", "torch", "torchrunx", "pyzmq", "msgspec", "numpy")
 
@@ -53,6 +53,7 @@ class Result:
         self.samples: list[Sample] = []
         self.failures: list[str] = []
         self.left_behind = 0
+        self.floor: Result | None = None
 
     @property
     def values(self) -> list[float]:
@@ -65,14 +66,25 @@ class Result:
         return statistics.median(self.values) if self.values else None
 
     @property
+    def times_floor(self) -> float | None:
+        """How many times the floor it is: the median over the rounds in which both were measured."""
+        if self.floor is None:
+            return None
+        floors = {sample.turn: statistics.median(sample.values) for sample in self.floor.samples if sample.values}
+        ratios = [statistics.median(s.values) / floors[s.turn] for s in self.samples if s.values and s.turn in floors]
+        return statistics.median(ratios) if ratios else None
+
+    @property
     def whole(self) -> bool:
         """Whether no line was lost or torn in any round."""
         return all(not value for sample in self.samples for key, value in sample.facts.items() if _is_defect(key))
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median holds the contract's number, with nothing lost; ``None`` where there is none."""
-        target, median = self.contestant.target, self.median
+        """Whether it holds the contract's number, with nothing lost; ``None`` where there is none."""
+        target, median, limit = self.contestant.target, self.median, self.contestant.times_floor
+        if limit is not None:
+            return None if self.floor is None else self.times_floor is not None and self.times_floor <= limit
         if target is None:
             return None
         if median is None:
@@ -89,6 +101,8 @@ class Result:
             "max": max(self.values, default=None),
             "rounds": [{"values": sample.values, **sample.facts} for sample in self.samples],
             "target": self.contestant.target,
+            "target_times_floor": self.contestant.times_floor,
+            "times_floor": self.times_floor,
             "reached": self.reached,
             "left_behind": self.left_behind,
             "failures": self.failures,
@@ -99,7 +113,7 @@ def _is_defect(key: str) -> bool:
     return key.endswith(("_lost", "_torn", "_again", "_unordered"))
 
 
-def as_json(machine_facts: dict[str, Any], results: dict[str, list[Result]]) -> dict[str, Any]:
+def as_json(machine_facts: dict[str, Any], results: dict[str, list[Result]], skipped: dict[str, str]) -> dict[str, Any]:
     """The whole run."""
     rows = []
     for found in results.values():
@@ -115,7 +129,8 @@ def as_json(machine_facts: dict[str, Any], results: dict[str, list[Result]]) -> 
                 "contestants": [result.as_json() for result in found],
             }
         )
-    return {"machine": {**machine_facts, "load_after": [round(x, 2) for x in os.getloadavg()]}, "rows": rows}
+    after = [round(load, 2) for load in os.getloadavg()]
+    return {"machine": {**machine_facts, "load_after": after}, "rows": rows, "skipped": skipped}
 
 
 def ratio(found: list[Result], other: Result) -> float | None:
@@ -127,7 +142,9 @@ def ratio(found: list[Result], other: Result) -> float | None:
     return ours / theirs if other.row.higher_is_better else theirs / ours
 
 
-def show(machine_facts: dict[str, Any], results: dict[str, list[Result]], console: Console) -> None:
+def show(
+    machine_facts: dict[str, Any], results: dict[str, list[Result]], skipped: dict[str, str], console: Console
+) -> None:
     """The table."""
     versions = ", ".join(f"{name} {v}" for name, v in machine_facts["versions"].items() if v)
     console.print(
@@ -147,11 +164,16 @@ def show(machine_facts: dict[str, Any], results: dict[str, list[Result]], consol
     for found in results.values():
         for result in found:
             _show_notes(result, console)
+    for name, why in skipped.items():
+        console.print(f"{name}: skipped: {why}", markup=False)
 
 
 def _cells(found: list[Result], result: Result, first: bool) -> tuple[str, ...]:
     contestant, values, unit = result.contestant, result.values, result.row.unit
     times = None if contestant.kind == "zlaunch" else ratio(found, result)
+    promised = "" if contestant.target is None else number(contestant.target, unit)
+    if contestant.times_floor is not None:
+        promised = f"{contestant.times_floor:g} x the floor"
     return (
         result.row.title if first else "",
         contestant.name,
@@ -159,7 +181,7 @@ def _cells(found: list[Result], result: Result, first: bool) -> tuple[str, ...]:
         f"{number(min(values), '')} - {number(max(values), '')}" if values else "",
         str(len(values)),
         "" if times is None else f"{times:.3g} x",
-        "" if contestant.target is None else number(contestant.target, unit),
+        promised,
         {None: "", True: "yes", False: "NO"}[result.reached],
     )
 
@@ -175,10 +197,13 @@ def _show_notes(result: Result, console: Console) -> None:
     who = f"{result.row.name}, {result.contestant.name}"
     for key in dict.fromkeys(key for sample in result.samples for key in sample.facts):
         values = [sample.facts.get(key, 0) for sample in result.samples]
-        if (_is_defect(key) and any(values)) or key in ("error", "reading_seconds"):
+        bad = (_is_defect(key) or key == "left_on_hosts") and any(values)
+        if bad or key in ("error", "reading_seconds"):
             console.print(f"{who}: {key.replace('_', ' ')}: {', '.join(str(value) for value in values)}")
     if result.row.unit == "lines/s" and result.samples and result.whole:
         console.print(f"{who}: no line lost, torn, doubled or out of order, in the console's file and in the log files")
+    if result.contestant.times_floor is not None and result.times_floor is not None:
+        console.print(f"{who}: {result.times_floor:.3g} times the floor, round by round")
     if result.left_behind:
         console.print(f"{who}: {result.left_behind} processes were left behind, and ended by the benchmark")
     for failure in result.failures:

@@ -11,53 +11,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 from counting import Count, count
+from hosts import HOST_ROWS
 from processes import Failed, Workshop, loopback_bytes, python, tool, wait_until
+from terms import LIMIT, Contestant, Row, Sample
 
 RANKS = 8
-LIMIT = 120.0
-"""Seconds that any one measurement may take."""
 LINES = 200_000
 LINES_TORCHRUNX = 20_000
 MEGABYTES = 256
 NO_SHARED_MEMORY = {"ZLAUNCH_NO_SHARED_MEMORY": "1"}
-
-
-@dataclass
-class Sample:
-    """One round of one contestant: its numbers, and what else was seen."""
-
-    values: list[float]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Who is measured. ``target`` is the number that zlaunch has promised; a floor is what physics allows."""
-
-    name: str
-    measure: Callable[[Workshop], Sample]
-    kind: Literal["zlaunch", "peer", "floor"]
-    target: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison."""
-
-    name: str
-    title: str
-    counted: str
-    """What exactly the number is."""
-    contestants: tuple[Contestant, ...]
-    unit: str = "s"
-    higher_is_better: bool = False
-
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
@@ -289,6 +255,7 @@ ROWS: tuple[Row, ...] = (
             _peer("torchrun", lambda shop: command(*tool("torchrun"), "--help", shop=shop)),
         ),
     ),
+    *HOST_ROWS,
 )
 
 

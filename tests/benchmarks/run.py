@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -17,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from processes import Failed, Workshop, adopt_orphans
 from report import Result, as_json, machine, show
 from rich.console import Console
-from rows import ROWS, Row
+from rows import ROWS
+from terms import Row
 
 
 def options() -> argparse.Namespace:
@@ -35,12 +37,16 @@ def measure(row: Row, rounds: int, who: list[str] | None, shop: Workshop, progre
     """All rounds of a row."""
     chosen = [c for c in row.contestants if who is None or c.name.startswith(tuple(who))]
     results = [Result(row, contestant) for contestant in chosen]
+    for result in results:
+        result.floor = next((other for other in results if other.contestant.kind == "floor"), None)
     for turn in range(rounds):
         for place in range(len(results)):
             result = results[(place + turn) % len(results)]
+            if turn >= (result.contestant.rounds or rounds):
+                continue
             began = time.monotonic()
             try:
-                result.samples.append(result.contestant.measure(shop))
+                result.samples.append(replace(result.contestant.measure(shop), turn=turn))
             except (Failed, OSError, ValueError) as error:
                 result.failures.append(str(error))
             result.left_behind += shop.sweep()
@@ -60,20 +66,24 @@ def main() -> int:
     progress = Console(stderr=True)
     facts = machine()
     results: dict[str, list[Result]] = {}
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="zlaunch-benchmarks-") as folder:
         shop = Workshop(Path(folder))
         try:
             for row in ROWS:
-                if asked.only is None or row.name in asked.only:
-                    found = measure(row, asked.rounds, asked.who, shop, progress)
-                    if found:
-                        results[row.name] = found
+                if asked.only is not None and row.name not in asked.only:
+                    continue
+                if why := row.missing():
+                    skipped[row.name] = why
+                    progress.print(f"{row.name}: skipped: {why}", style="yellow")
+                elif found := measure(row, asked.rounds, asked.who, shop, progress):
+                    results[row.name] = found
         except KeyboardInterrupt:
             progress.print("interrupted; here is what there is")
         finally:
             shop.close()
-    show(facts, results, Console(width=None if sys.stdout.isatty() else 170))
-    asked.json.write_text(json.dumps(as_json(facts, results), indent=2) + "\n")
+    show(facts, results, skipped, Console(width=None if sys.stdout.isatty() else 170))
+    asked.json.write_text(json.dumps(as_json(facts, results, skipped), indent=2) + "\n")
     progress.print(f"written to {asked.json}")
     return 0 if all(r.reached is not False for found in results.values() for r in found) else 1
 

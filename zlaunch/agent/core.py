@@ -8,8 +8,9 @@ A rank's end is told only when its pipes have been emptied; a step's end only wh
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
 from typing import Literal, assert_never
+
+from msgspec import Struct, field
 
 from ..model import FateKind, Survivor, TemplateSpec
 from ..protocol import messages as m
@@ -28,8 +29,7 @@ Key = tuple[str, int]
 """A step and its attempt."""
 
 
-@dataclass
-class HostStep:
+class HostStep(Struct):
     """The step at hand."""
 
     key: Key
@@ -43,8 +43,7 @@ class HostStep:
     machine: Machine[StepState] = field(default_factory=lambda: Machine(STEP_TABLE, StepState.PREPARING))
 
 
-@dataclass
-class AgentCore:
+class AgentCore(Struct):
     """The agent's mind."""
 
     hostname: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from ..model import Fate, Seat, Survivor, TemplateSpec
 from ..protocol.messages import MeetingPoint, Payload, ToSupervisor
@@ -12,43 +13,37 @@ from .happenings import RankAnswered
 Key = tuple[str, int]
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(Struct, frozen=True):
     """Say this to the supervisor."""
 
     message: ToSupervisor
 
 
-@dataclass(frozen=True)
-class RunTemplate:
+class RunTemplate(Struct, frozen=True):
     """Start a template; one that runs already ends."""
 
     spec: TemplateSpec
 
 
-@dataclass(frozen=True)
-class EndTemplate:
+class EndTemplate(Struct, frozen=True):
     """Let the template end."""
 
 
-@dataclass(frozen=True)
-class FetchLetter:
+class FetchLetter(Struct, frozen=True):
     """Bring the step's letter into a memfd."""
 
     key: Key
     payload: Payload
 
 
-@dataclass(frozen=True)
-class Fork:
+class Fork(Struct, frozen=True):
     """Have the template fork a rank, with pipes and a socket of its own."""
 
     key: Key
     seat: Seat
 
 
-@dataclass(frozen=True)
-class Signal:
+class Signal(Struct, frozen=True):
     """Send a signal to a rank's process, by its pidfd."""
 
     key: Key
@@ -56,77 +51,67 @@ class Signal:
     number: int
 
 
-@dataclass(frozen=True)
-class Drain:
+class Drain(Struct, frozen=True):
     """Forward what a dead rank's pipes still hold."""
 
     key: Key
     rank: int
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """Tell the supervisor a rank's answer, with its payload."""
 
     key: Key
     answer: RankAnswered
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """Tell the supervisor a rank's fate, with the number of log messages sent before it."""
 
     key: Key
     fate: Fate
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(Struct, frozen=True):
     """Kill everything that the step left, wait for it, and report what would not die."""
 
     key: Key
 
 
-@dataclass(frozen=True)
-class Closed:
+class Closed(Struct, frozen=True):
     """Tell the supervisor that the step is over here."""
 
     key: Key
     survivors: tuple[Survivor, ...]
 
 
-@dataclass(frozen=True)
-class KeepPort:
+class KeepPort(Struct, frozen=True):
     """Bind a free port for rank 0, never listening on it; with ``meet``, be a meeting point on another one."""
 
     key: Key
     meet: bool
 
 
-@dataclass(frozen=True)
-class Seek:
+class Seek(Struct, frozen=True):
     """Try all addresses of a meeting point."""
 
     key: Key
     point: MeetingPoint
 
 
-@dataclass(frozen=True)
-class EndMeeting:
+class EndMeeting(Struct, frozen=True):
     """Nobody is waited for, or looked for, any more."""
 
     key: Key
 
 
-@dataclass(frozen=True)
-class FreePort:
+class FreePort(Struct, frozen=True):
     """Close the port that was kept for a step, and its meeting point."""
 
     key: Key
 
 
-@dataclass(frozen=True)
-class Leave:
+class Leave(Struct, frozen=True):
     """End the agent with this exit status."""
 
     status: int

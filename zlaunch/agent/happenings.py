@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 from ..model import StartMethod, Survivor
 from ..protocol.messages import MeetingPoint, ToAgent, Way
@@ -11,15 +12,13 @@ from ..protocol.messages import MeetingPoint, ToAgent, Way
 Key = tuple[str, int]
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(Struct, frozen=True):
     """The supervisor said something."""
 
     message: ToAgent
 
 
-@dataclass(frozen=True)
-class TemplateUp:
+class TemplateUp(Struct, frozen=True):
     """A template has imported everything."""
 
     key: str
@@ -28,31 +27,27 @@ class TemplateUp:
     note: str
 
 
-@dataclass(frozen=True)
-class TemplateDown:
+class TemplateDown(Struct, frozen=True):
     """A template could not import something, or is dead."""
 
     key: str
     text: str
 
 
-@dataclass(frozen=True)
-class LetterReady:
+class LetterReady(Struct, frozen=True):
     """A step's letter is here, whole."""
 
     key: Key
 
 
-@dataclass(frozen=True)
-class LetterFailed:
+class LetterFailed(Struct, frozen=True):
     """A step's letter cannot be had."""
 
     key: Key
     text: str
 
 
-@dataclass(frozen=True)
-class RankForked:
+class RankForked(Struct, frozen=True):
     """The template has forked a rank."""
 
     key: Key
@@ -60,8 +55,7 @@ class RankForked:
     pid: int
 
 
-@dataclass(frozen=True)
-class RankAnswered:
+class RankAnswered(Struct, frozen=True):
     """A rank gave its answer; ``size`` of its payload in bytes, 0 where there is none."""
 
     key: Key
@@ -73,8 +67,7 @@ class RankAnswered:
     size: int
 
 
-@dataclass(frozen=True)
-class RankExited:
+class RankExited(Struct, frozen=True):
     """A rank's process is dead. ``status`` is waitpid's, ``None`` where nobody could tell."""
 
     key: Key
@@ -85,24 +78,21 @@ class RankExited:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class RankDrained:
+class RankDrained(Struct, frozen=True):
     """A dead rank's pipes are empty, and what was in them is on its way."""
 
     key: Key
     rank: int
 
 
-@dataclass(frozen=True)
-class Swept:
+class Swept(Struct, frozen=True):
     """All processes of a step were killed and waited for, but these."""
 
     key: Key
     survivors: tuple[Survivor, ...]
 
 
-@dataclass(frozen=True)
-class PortKept:
+class PortKept(Struct, frozen=True):
     """A port is bound for rank 0, and stays so until the step has ended."""
 
     key: Key
@@ -110,8 +100,7 @@ class PortKept:
     point: MeetingPoint | None = None
 
 
-@dataclass(frozen=True)
-class Sought:
+class Sought(Struct, frozen=True):
     """All addresses of a meeting point have been tried."""
 
     key: Key
@@ -119,15 +108,13 @@ class Sought:
     tried: str
 
 
-@dataclass(frozen=True)
-class SupervisorLost:
+class SupervisorLost(Struct, frozen=True):
     """The connection or stdin ended."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The core's deadline has come."""
 
 

@@ -13,24 +13,20 @@ from collections import deque
 from contextlib import suppress
 from typing import assert_never
 
-import msgspec
-
 from ..link.local import answer_end, pair
 from ..link.memory import Probe
-from ..link.spoke import Lost, PieceCame, Refused, Spoke, Told
-from ..link.words import Invitation
+from ..link.spoke import Lost, PieceCame, Refused, Told
 from ..model import Survivor, signal_name
 from ..protocol import local
 from ..protocol import messages as m
-from ..protocol.bootstrap import Bootstrap
-from ..systems.detect import facts
 from ..systems.processes import become_subreaper, kill_all
 from . import effects as do
 from . import happenings as on
+from .arrival import Arrival
 from .core import AgentCore
 from .payloads import Payloads
 from .places import Places
-from .processes import OomWatch, RankProcess, TemplateProcess, signal_pipe
+from .processes import OomWatch, RankProcess, TemplateProcess
 from .pump import Pump
 
 Key = tuple[str, int]
@@ -44,8 +40,9 @@ FORKS_AT_ONCE = 32
 class AgentLoop:
     """One host's agent."""
 
-    def __init__(self, bootstrap: Bootstrap) -> None:
+    def __init__(self, arrival: Arrival) -> None:
         become_subreaper()
+        bootstrap = arrival.bootstrap
         self.core = AgentCore(bootstrap.hostname)
         self.queue: deque[on.Happening] = deque()
         self.template: TemplateProcess | None = None
@@ -57,25 +54,23 @@ class AgentLoop:
         self.oom: OomWatch | None = None
         self.status: int | None = None
         self.stdin_is_link = bootstrap.stdin_is_link
-        self.signals = signal_pipe()
-        invitation = msgspec.json.decode(bootstrap.invitation, type=Invitation)
-        self.spoke = Spoke(invitation)
+        self.arrival = arrival
+        self.signals = arrival.signals
+        self.spoke = arrival.spoke
         self.pump = Pump(self.spoke.send_log)
         self.payloads = Payloads(self.spoke)
-        self.connect_timeout = bootstrap.connect_timeout
-        self.folders = bootstrap.template.sys_path if bootstrap.template else ()
-        self.template_for_later = None if bootstrap.warm_first else bootstrap.template
-        if bootstrap.template and bootstrap.warm_first:
+        if bootstrap.template:
             self.post(on.Told(m.Warm(bootstrap.template)))
 
     def run(self) -> int:
-        """Connect and serve; returns the exit status. Raises LinkError where there is no way to the supervisor."""
+        """Serve, and connect first if that was not done yet; returns the exit status.
+
+        Raises:
+            LinkError: there is no way to the supervisor.
+        """
         try:
-            came_from = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
-            self.spoke.connect(self.connect_timeout, first=came_from)
-            self.spoke.send(m.Hello(facts(self.folders), time.monotonic(), self.spoke.way))
-            if self.template_for_later:
-                self.post(on.Told(m.Warm(self.template_for_later)))
+            if not self.spoke.way:
+                self.arrival.greet()
             while self.status is None:
                 self._wait()
             return self.status
@@ -317,14 +312,9 @@ class AgentLoop:
                 self._sweep(key)
             case do.Closed((step, attempt), survivors):
                 self.spoke.send(m.Closed(step, attempt, survivors, self.pump.sent))
-            case do.KeepPort(key, meet):
-                self.queue.append(self.places.keep(key, meet))
-            case do.Seek(key, point):
-                self.places.seek(key, point)
-            case do.EndMeeting(key):
-                self.places.end_meeting(key)
-            case do.FreePort(key):
-                self.places.free(key)
+            case do.KeepPort() | do.Seek() | do.EndMeeting() | do.FreePort():
+                if kept := self.places.carry_out(effect):
+                    self.queue.append(kept)
             case do.Leave(status):
                 self.status = status
             case _:

@@ -1,21 +1,47 @@
 """Level 4: an agent's front door: one line on stdin, then the loop.
 
-The template is started before anything else is imported: it needs a second for torch, and we need a tenth of one.
+Many agents start at once, some of them on one machine, and everybody waits for the last: so no more is loaded than is
+needed (tests/test_layers.py has the list), and on a host that is far away, all but what it takes to say Hello comes
+after that. Here the template is started first: it needs a second for torch, and we need a twentieth of one.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
-import msgspec
-
-from ..protocol.bootstrap import Bootstrap
-from ..protocol.frames import VersionMismatch
+UNUSED: dict[str, dict[str, int]] = {
+    "inspect": {
+        "CO_OPTIMIZED": 1,
+        "CO_NEWLOCALS": 2,
+        "CO_VARARGS": 4,
+        "CO_VARKEYWORDS": 8,
+        "CO_GENERATOR": 32,
+        "CO_COROUTINE": 128,
+        "CO_ASYNC_GENERATOR": 512,
+    },
+    "json": {},
+    "pickle": {"DEFAULT_PROTOCOL": 4},
+    "random": {},
+    "textwrap": {},
+}
+"""Modules of the standard library that zmq and msgspec import for what an agent does not call; and the numbers that
+they read from them all the same, as CPython has them."""
 
 
 def main() -> None:
     """Read the bootstrap line, and serve until told to leave. Exit status 0 when told so, 1 otherwise."""
+    gc.disable()  # there is no garbage yet, and looking for it in all that is being imported takes a twentieth
+    _import_sparingly()
+    import msgspec
+
+    from ..protocol.bootstrap import Bootstrap
+    from ..protocol.frames import VersionMismatch
+
     line = _read_line(0)
     if not line:
         sys.exit("zlaunch agent: no keys came on stdin; agents are started by zlaunch itself")
@@ -27,16 +53,52 @@ def main() -> None:
         sys.exit(f"zlaunch agent: what came on stdin are no keys: {error}")
     os.chdir("/")
     from ..link.words import LinkError
-    from .loop import AgentLoop
+    from .arrival import Arrival
 
     try:
-        status = AgentLoop(bootstrap).run()
+        arrival = Arrival(bootstrap)
+        if not bootstrap.warm_first:
+            arrival.greet()
+        from .loop import AgentLoop
+
+        gc.enable()
+        status = AgentLoop(arrival).run()
     except LinkError as error:
         sys.stderr.write(f"zlaunch agent: {error}\n")
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # nothing is left to finalise, and a zmq context need not be waited for
+
+
+def _import_sparingly() -> None:
+    """Import msgspec and zmq without what costs a fifth of our start and is of no use here.
+
+    In this process only, where no code of the user's ever runs. msgspec takes three names from typing_extensions, which
+    loads ``inspect``, or where it is not installed from ``typing``, which has the same since Python 3.11: so for this
+    moment it is not installed, in the way that the import statement's reference has for that (None in sys.modules).
+    """
+    for name, numbers in UNUSED.items():
+        stand_in = sys.modules.setdefault(name, _Unused(name))
+        if isinstance(stand_in, _Unused):
+            vars(stand_in).update(numbers)
+    hidden = "typing_extensions" not in sys.modules
+    if hidden:
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["typing_extensions"]
+
+
+class _Unused(ModuleType):
+    """Stands for a module that has not been imported, and imports it when it is used after all."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
 
 
 def _read_line(fd: int) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ..link.memory import map_fd, open_shared
 from ..link.spoke import Spoke
@@ -13,8 +14,7 @@ from ..protocol.frames import ATTACH_LIMIT
 Key = tuple[str, int]
 
 
-@dataclass
-class Incoming:
+class Incoming(Struct):
     """A letter that comes in pieces."""
 
     key: Key
@@ -23,8 +23,7 @@ class Incoming:
     received: int = 0
 
 
-@dataclass
-class Payloads:
+class Payloads(Struct):
     """The memfds that an agent holds for others."""
 
     spoke: Spoke

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from ..protocol.messages import MeetingPoint
+from . import effects as do
 from . import happenings as on
 from .reach import MeetingHost, Seeker
 
@@ -20,8 +20,22 @@ class Places:
         self._meetings: dict[Key, MeetingHost] = {}
         self._seekers: dict[Key, Seeker] = {}
 
-    def keep(self, key: Key, meet: bool) -> on.PortKept:
-        """Bind a port for rank 0; with ``meet``, have the other hosts find this one. Raises OSError."""
+    def carry_out(self, effect: do.KeepPort | do.Seek | do.EndMeeting | do.FreePort) -> on.PortKept | None:
+        """What the core wants of us. Raises OSError where there is no port to be had."""
+        match effect:
+            case do.KeepPort(key, meet):
+                return self._keep(key, meet)
+            case do.Seek(key, point):
+                self._seekers[key] = Seeker(point)
+            case do.EndMeeting(key):
+                self._end_meeting(key)
+            case do.FreePort(key):
+                self._end_meeting(key)
+                if kept := self._ports.pop(key, None):
+                    kept.close()
+        return None
+
+    def _keep(self, key: Key, meet: bool) -> on.PortKept:
         kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind(("", 0))  # never listens: nobody else is given the port, and rank 0's TCPStore can still bind it
@@ -32,22 +46,11 @@ class Places:
             point = meeting.open(prefer=_came_to())
         return on.PortKept(key, kept.getsockname()[1], point)
 
-    def seek(self, key: Key, point: MeetingPoint) -> None:
-        """Look for a meeting point; ``sought`` tells what came of it."""
-        self._seekers[key] = Seeker(point)
-
-    def end_meeting(self, key: Key) -> None:
-        """Nobody waits, or looks, any more."""
+    def _end_meeting(self, key: Key) -> None:
         if meeting := self._meetings.pop(key, None):
             meeting.close()
         if seeker := self._seekers.pop(key, None):
             seeker.close()
-
-    def free(self, key: Key) -> None:
-        """Let go of all that is kept for a step."""
-        self.end_meeting(key)
-        if kept := self._ports.pop(key, None):
-            kept.close()
 
     def _all(self) -> list[MeetingHost | Seeker]:
         return [*self._meetings.values(), *self._seekers.values()]

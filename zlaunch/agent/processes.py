@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..link.local import Wire, agent_end, pair
 from ..model import TemplateSpec
@@ -16,8 +16,7 @@ from ..systems.interpreter import python_argv
 from ..torchenv.environment import inherited_environment
 
 
-@dataclass
-class TemplateProcess:
+class TemplateProcess(Struct):
     """A fork template and the two ends we hold of it."""
 
     spec: TemplateSpec
@@ -70,8 +69,7 @@ class TemplateProcess:
         os.close(self.output)
 
 
-@dataclass
-class RankProcess:
+class RankProcess(Struct):
     """What the agent holds of one rank."""
 
     key: tuple[str, int]
@@ -94,8 +92,7 @@ class RankProcess:
         self.pidfd = self.payload = -1
 
 
-@dataclass(frozen=True)
-class OomWatch:
+class OomWatch(Struct, frozen=True):
     """Whether the kernel has killed for want of memory since this was made.
 
     /proc/vmstat counts for the whole machine, containers next door included; so where the rank's memory cgroup has a
@@ -142,16 +139,3 @@ def _oom_kills(path: str) -> int | None:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return None
-
-
-def signal_pipe() -> int:
-    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, not for us."""
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    os.set_blocking(read_end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    return read_end

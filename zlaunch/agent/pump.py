@@ -14,7 +14,8 @@ import termios
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ..model import StreamName
 from ..protocol.messages import Log
@@ -33,8 +34,7 @@ STATE_SIZE = 500
 SendLog = Callable[[Log, list[bytes]], None]
 
 
-@dataclass
-class Stream:
+class Stream(Struct):
     """The read end of one rank's stdout or stderr."""
 
     step: str

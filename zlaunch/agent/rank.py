@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ..model import Fate, FateKind, Seat
 from ..tables import RANK_TABLE, Machine, RankState
 from . import happenings as on
 
 
-@dataclass
-class Rank:
+class Rank(Struct):
     """One rank of the step at hand."""
 
     seat: Seat

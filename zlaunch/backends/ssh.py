@@ -10,22 +10,21 @@ it were ended with it, take the user's other sessions along.
 
 from __future__ import annotations
 
+import math
 import re
 
 from ..model import AgentCommand, HostPlan
 from ..systems.hosts import user_and_host
 from ..systems.interpreter import remote_code
-from .ssh_words import SETUP_FAILED, explain
+from .ssh_words import NO_SSH, SETUP_FAILED, explain
 
-__all__ = ["agent_command", "explain"]
+__all__ = ["NO_SSH", "agent_command", "explain"]
 
 _OPTIONS = (
     # Options that an older ssh does not know are not there to be overridden either. This also hides misspelt words in
     # the user's configuration; ssh by hand shows them.
     "IgnoreUnknown=*",
     "BatchMode=yes",
-    "ServerAliveInterval=3",
-    "ServerAliveCountMax=3",
     "LogLevel=ERROR",
     "RequestTTY=no",
     "RemoteCommand=none",
@@ -39,6 +38,8 @@ _OPTIONS = (
     "ExitOnForwardFailure=no",
     "StreamLocalBindMask=0177",
 )
+_KEEP_ALIVE = 3
+"""Seconds between ssh's own signs of life."""
 _SAFE = re.compile(r"[A-Za-z0-9_@+:,./-]+")
 _HOME = re.compile(r"~[A-Za-z0-9_.-]*/")
 _TIME_TO_TELL = 0.8
@@ -54,6 +55,7 @@ def agent_command(
     tunnel: str,
     tunnel_ports: tuple[int, int] | None,
     connect_timeout: float,
+    silence: float = 4.5,
 ) -> AgentCommand:
     """How the agent of another machine is started. There is no secret in it.
 
@@ -65,8 +67,14 @@ def agent_command(
         tunnel: how the paths of two sockets on the other machine begin, which ``.c`` and ``.b`` are added to.
         tunnel_ports: the ports of control and bulk on 127.0.0.1 here, which these sockets lead to; ``None``: no tunnel.
         connect_timeout: seconds that all of the agent's start may take.
+        silence: seconds after which we count a host as lost; ssh, whose end would be the agent's, waits longer.
     """
-    options = [*_OPTIONS, f"ConnectTimeout={max(1, int(connect_timeout * _TIME_TO_TELL))}"]
+    options = [
+        *_OPTIONS,
+        f"ConnectTimeout={max(1, int(connect_timeout * _TIME_TO_TELL))}",
+        f"ServerAliveInterval={_KEEP_ALIVE}",
+        f"ServerAliveCountMax={max(3, math.ceil(silence / _KEEP_ALIVE) + 1)}",
+    ]
     argv = ["ssh", *(["-F", config] if config else [])]
     for option in options:
         argv += ["-o", option]

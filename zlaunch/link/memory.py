@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import secrets
 from collections.abc import Sequence
 
 from ..protocol.envelope import Buffer, pack
@@ -88,7 +87,7 @@ class Probe:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.nonce = secrets.token_bytes(_NONCE)
+        self.nonce = os.urandom(_NONCE)
         self.fd = os.memfd_create("zlaunch-probe", os.MFD_CLOEXEC)
         os.write(self.fd, self.nonce)
 
@@ -106,7 +105,7 @@ class Probe:
         except OSError:
             return False
         try:
-            return len(nonce) > 0 and secrets.compare_digest(os.pread(shared, len(nonce) + 1, 0), nonce)
+            return len(nonce) > 0 and os.pread(shared, len(nonce) + 1, 0) == nonce
         except OSError:
             return False
         finally:

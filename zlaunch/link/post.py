@@ -15,7 +15,8 @@ from ..protocol import frames
 from ..protocol.frames import Buffer
 from ..protocol.messages import ToAgent
 from . import wires
-from .peers import BROKE, Channel, Outgoing, Peer
+from .peers import BROKE, Channel, Peer
+from .pieces import Outgoing
 from .reception import Reception
 from .words import Gone, as_bytes
 

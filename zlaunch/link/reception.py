@@ -18,7 +18,8 @@ import zmq
 from ..protocol import frames
 from ..protocol.frames import Malformed, VersionMismatch
 from ..protocol.messages import Bye, Hello, Log, Piece
-from .peers import BROKE, HELD_MESSAGES, HELD_PIECES, Channel, Peer
+from .peers import BROKE, HELD_MESSAGES, Channel, Peer
+from .pieces import HELD_PIECES
 from .tidings import Heard, HubEvent, Joined, LogCame, PieceCame
 from .words import Invitation, RefusalKind, Refused
 

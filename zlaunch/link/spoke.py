@@ -19,7 +19,7 @@ from ..protocol.frames import ATTACH_LIMIT, Buffer, Malformed, VersionMismatch
 from ..protocol.messages import PROTOCOL, Log, Piece, ToAgent, ToSupervisor
 from . import wires
 from .dialing import Pair, dial, remove_tunnel
-from .peers import HELD_PIECES, Incoming, Outgoing
+from .pieces import HELD_PIECES, Incoming, Outgoing
 from .words import Invitation, LinkError, Refused, as_bytes
 
 __all__ = ["Invitation", "LinkError", "Lost", "PieceCame", "Refused", "Spoke", "SpokeEvent", "Told"]
@@ -92,11 +92,12 @@ class Spoke:
         self._lost_by = 0.0
         self._told_lost = False
 
-    def connect(self, timeout: float, first: str = "") -> None:
+    def connect(self, timeout: float, first: str = "", give_up: Collection[int] = ()) -> None:
         """Get through to the supervisor within ``timeout`` seconds, by whichever way gets through first.
 
         ``first`` is the numeric address by which it is most likely to be reached, where one is known: it has a head
         start. The invitation's tunnel is the last resort; its sockets are gone from the file system afterwards.
+        A descriptor of ``give_up`` that becomes readable, or is hung up, ends the attempt.
 
         Raises:
             LinkError: none did; says which were tried, and why each failed. Also for another version's invitation.
@@ -105,7 +106,15 @@ class Spoke:
         if invitation.protocol != PROTOCOL:
             remove_tunnel(invitation)
             raise LinkError(str(VersionMismatch(invitation.protocol, invitation.version)))
-        self._pair = dial(self._context, invitation, timeout, first, heartbeat=self._heartbeat, silence=self._silence)
+        self._pair = dial(
+            self._context,
+            invitation,
+            timeout,
+            first,
+            heartbeat=self._heartbeat,
+            silence=self._silence,
+            give_up=give_up,
+        )
         self._way = self._pair.control.endpoint
         control, bulk = self._pair.lines
         self._waiter = wires.Waiter([control.socket, bulk.socket, control.monitor.socket, bulk.monitor.socket])

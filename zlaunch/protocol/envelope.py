@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from pickle import PickleBuffer
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-Buffer: TypeAlias = bytes | bytearray | memoryview | PickleBuffer
+if TYPE_CHECKING:
+    from pickle import PickleBuffer
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview | PickleBuffer"
 
 MAGIC = b"zlaunch1"
 ALIGNMENT = 64

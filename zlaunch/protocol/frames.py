@@ -14,7 +14,8 @@ words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
@@ -81,18 +82,25 @@ class _Header(Struct, Generic[Message], array_like=True, frozen=True, forbid_unk
     message: Message
 
 
-Decoder: TypeAlias = msgspec.msgpack.Decoder[Any]
+class Decoder:
+    """msgspec's decoder of one kind of header, made when the first one is read: an agent starts without any."""
 
-TO_AGENT: Decoder = msgspec.msgpack.Decoder(_Header[ToAgent | str])
-TO_SUPERVISOR: Decoder = msgspec.msgpack.Decoder(_Header[ToSupervisor])
-BULK: Decoder = msgspec.msgpack.Decoder(_Header[Bulk | None])
+    def __init__(self, header: Any) -> None:
+        self._header = header
+
+    @cached_property
+    def decode(self) -> Callable[[Buffer], Any]:
+        """The header in these bytes. Raises what msgspec raises."""
+        return msgspec.msgpack.Decoder(self._header).decode
+
+
+TO_AGENT = Decoder(_Header[ToAgent | str])
+TO_SUPERVISOR = Decoder(_Header[ToSupervisor])
+BULK = Decoder(_Header[Bulk | None])
 
 _encoder = msgspec.msgpack.Encoder()
 _parts: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
-_TAGS = frozenset(
-    str(member.__struct_config__.tag) for union in (ToAgent, ToSupervisor, Bulk) for member in get_args(union)
-)
 
 
 class Outbound:
@@ -206,9 +214,15 @@ def _diagnose(header: Buffer, error: BaseException) -> Malformed | VersionMismat
     if protocol != PROTOCOL:
         return VersionMismatch(protocol, _version_in(message), said=message if isinstance(message, str) else "")
     tag = message.get("type") if isinstance(message, dict) else None
-    if isinstance(tag, str) and tag not in _TAGS:
+    if isinstance(tag, str) and tag not in _tags():
         return Malformed(f"an unknown message {tag[:40]!r}", "unknown")
     return Malformed(str(error)[:200])
+
+
+@cache
+def _tags() -> frozenset[str]:
+    unions = (ToAgent, ToSupervisor, Bulk)
+    return frozenset(str(member.__struct_config__.tag) for union in unions for member in get_args(union))
 
 
 def _peek(raw: msgspec.Raw) -> object:

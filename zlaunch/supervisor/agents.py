@@ -23,6 +23,8 @@ STDIN_SIZE = 1 << 20
 Explain: TypeAlias = Callable[[int | None, str], str]
 OWN_END = 0.05
 """Seconds that an agent without a connection may take to end by itself."""
+HANG_UP = 1.5
+"""Seconds that an agent which was on its way may take to end: over ssh, for both ways and what it had begun."""
 LAST_PATIENCE = 2.0
 """Seconds from an agent's death to that of all below it."""
 F_SETPIPE_SZ = 1031
@@ -89,6 +91,14 @@ class AgentProcess:
         """Its connection is gone. Whether its process is too is seen within moments; a silent one is ended."""
         now = time.monotonic()
         self.left, self.kill_at, self.gone_by = reason, now + OWN_END, now + LAST_PATIENCE
+
+    def hang_up(self) -> None:
+        """Nobody waits for it any more. At the end of its stdin an agent ends by itself, here and behind an ssh."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        now = time.monotonic()
+        self.left, self.kill_at, self.gone_by = "it was hung up on", now + HANG_UP, now + HANG_UP + LAST_PATIENCE
 
     def deadline(self) -> float | None:
         """When ``press`` wants to be called."""

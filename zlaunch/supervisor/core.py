@@ -111,7 +111,7 @@ class SupervisorCore:
         effects: list[do.Effect] = [
             do.Tell(host.plan.index, m.Ping(now)),
             do.Emit(ev.AgentConnected(now, host.plan.name, message.facts)),
-            *self._notice(host, "debug", f"connected by {message.way}", now),
+            *self._notice(host, "debug", f"connected {_by(message.way)}", now),
         ]
         return effects + self._start_settled(now)
 
@@ -170,7 +170,7 @@ class SupervisorCore:
                 host.machine.move("shutdown")
             elif host.machine.state is AgentState.LAUNCHED:
                 host.machine.move("shutdown")
-                effects.append(do.EndAgent(index))
+                effects.append(do.HangUp(index))
         return effects + self._all_gone(now)
 
     def _all_gone(self, now: float) -> list[do.Effect]:
@@ -191,3 +191,7 @@ class SupervisorCore:
 
     def _notice(self, host: Host, level: ev.Level, text: str, now: float) -> list[do.Effect]:
         return [do.Emit(ev.Notice(now, level, text, host.plan.name))]
+
+
+def _by(way: str) -> str:
+    return "through ssh: none of our addresses can be reached from there" if way.startswith("ipc:") else f"by {way}"

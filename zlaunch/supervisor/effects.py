@@ -66,8 +66,15 @@ class EndAgent:
 
 
 @dataclass(frozen=True)
+class HangUp:
+    """This agent has not come yet, and is wanted no more: let it end by itself, and make sure of it after a moment."""
+
+    host: int
+
+
+@dataclass(frozen=True)
 class AllGone:
     """No agent is left: the loop may end."""
 
 
-Effect: TypeAlias = Tell | SendStart | Emit | Finish | AllReady | NotReady | EndAgent | AllGone
+Effect: TypeAlias = Tell | SendStart | Emit | Finish | AllReady | NotReady | EndAgent | HangUp | AllGone

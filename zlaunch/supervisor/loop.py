@@ -17,7 +17,7 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
-from ..events import Event, Level, Notice, Output, RunEnded
+from ..events import Event, Notice, Output, RunEnded
 from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
 from ..link.memory import Probe
 from ..model import AgentCommand, HostPlan
@@ -113,6 +113,8 @@ class SupervisorLoop:
 
     def _start_agents(self) -> None:
         """Start those whose turn it is."""
+        if not self.waiting:
+            return
         on_their_way = sum(agent.open and not agent.joined for agent in self.agents.values())
         while self.waiting and on_their_way < STARTS_AT_ONCE:
             command, line, explain = self.waiting.popleft()
@@ -219,9 +221,9 @@ class SupervisorLoop:
             case Left(host, reason):
                 self.agents[host].connection_left(reason)
             case Refused(kind, text, host):
-                who = "" if host is None else self.names.get(host, "")
-                level: Level = "debug" if kind == "dropped" else "warning"  # port scanners, and addresses not taken
-                self.emit(Notice(time.monotonic(), level, f"refused on the wire ({kind}): {text}", who))
+                if kind != "dropped":  # those are port scanners, and addresses that an agent has not taken
+                    who = "" if host is None else self.names.get(host, "")
+                    self.emit(Notice(time.monotonic(), "warning", f"refused on the wire ({kind}): {text}", who))
             case _:
                 assert_never(event)
 
@@ -273,10 +275,20 @@ class SupervisorLoop:
                 if host in self.agents:
                     self.agents[host].end()
                 self._handle(on.AgentGone(host, "it was ended"))
+            case do.HangUp(host):
+                self._hang_up(host)
             case do.AllGone():
                 self.over = True
             case _:
                 assert_never(effect)
+
+    def _hang_up(self, host: int) -> None:
+        self.hub.forget(host)
+        if host in self.agents:
+            self.agents[host].hang_up()
+        else:
+            self.waiting = deque(start for start in self.waiting if start[0].host != host)
+            self._handle(on.AgentGone(host, "it was not started"))
 
     def _missing(self, missing: Sequence[tuple[int, str]]) -> str:
         """Which agents did not come, and why; of many, some."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.machinery import PathFinder
-from pathlib import Path
 
 from .._version import __version__
 from ..model import HostFacts
@@ -28,7 +27,7 @@ def facts(folders: Sequence[str] = ()) -> HostFacts:
         numa_domains=numa_domains(),
         memory=usable_memory(),
         gpus=visible_gpus(),
-        python=platform.python_version(),
+        python=sys.version.split()[0],
         torch=torch_version(),
         version=__version__,
         boot_id=boot_id(),
@@ -40,10 +39,10 @@ def torch_version() -> str:
     """The version of the torch that would be imported, read from its files; empty where there is none."""
     spec = PathFinder.find_spec("torch")
     for folder in spec.submodule_search_locations or () if spec else ():
-        try:
-            text = Path(folder, "version.py").read_text()
-        except OSError:
-            continue
-        if match := re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE):
-            return match[1]
+        with suppress(OSError), open(os.path.join(folder, "version.py"), encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition("=")
+                words = value.replace('"', "'").split("'")
+                if name.rstrip() == "__version__" and len(words) > 1:
+                    return words[1]
     return ""

@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 from ..model import Gpu
 
+Folder: TypeAlias = str | os.PathLike[str]
 
-def visible_gpus(env: Mapping[str, str] | None = None, dev: Path = Path("/dev")) -> tuple[Gpu, ...]:
+
+def visible_gpus(env: Mapping[str, str] | None = None, dev: Folder = "/dev") -> tuple[Gpu, ...]:
     """The GPUs that a process with this environment (default: ours) can use; empty where there are none."""
     variables = os.environ if env is None else env
     return _nvidia(variables, dev) or _amd(variables, dev)
+
+
+def architecture(
+    env: Mapping[str, str] | None = None,
+    dev: Folder = "/dev",
+    topology: Folder = "/sys/class/kfd/kfd/topology/nodes",
+) -> str:
+    """``sm_90``, ``gfx942``: what the first GPU is compiled for; empty where there is none, or nobody says."""
+    gpus = visible_gpus(env, dev)
+    if not gpus:
+        return ""
+    return _nvidia_architecture(gpus[0], dev) or _amd_architecture(dev, topology)
 
 
 def select(gpus: Sequence[Gpu], wanted: str | None) -> tuple[Gpu, ...]:
@@ -49,7 +63,7 @@ def _named(gpus: Sequence[Gpu], word: str) -> Gpu | None:
 # --- NVIDIA -------------------------------------------------------------------------------------------------
 
 
-def _nvidia(env: Mapping[str, str], dev: Path) -> tuple[Gpu, ...]:
+def _nvidia(env: Mapping[str, str], dev: Folder) -> tuple[Gpu, ...]:
     if not _may_have_nvidia(dev):
         return ()
     try:
@@ -70,9 +84,11 @@ def _nvidia(env: Mapping[str, str], dev: Path) -> tuple[Gpu, ...]:
         pynvml.nvmlShutdown()
 
 
-def _may_have_nvidia(dev: Path) -> bool:
+def _may_have_nvidia(dev: Folder) -> bool:
     """``dxg`` is how Windows shows its GPU to WSL."""
-    return any(dev.glob("nvidia*")) or (dev / "dxg").exists()
+    with suppress(OSError):
+        return any(name.startswith("nvidia") or name == "dxg" for name in os.listdir(dev))
+    return False
 
 
 def _nvidia_gpu(nvml: Any, index: int) -> Gpu:
@@ -101,11 +117,33 @@ def _nvidia_uuid(nvml: Any, handle: Any) -> str:
         return ""
 
 
+def _nvidia_architecture(gpu: Gpu, dev: Folder) -> str:
+    if not _may_have_nvidia(dev):
+        return ""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return ""
+    try:
+        if gpu.uuid.startswith("MIG-"):
+            handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except pynvml.NVMLError:
+        return ""
+    finally:
+        pynvml.nvmlShutdown()
+    return f"sm_{major}{minor}"
+
+
 # --- AMD ----------------------------------------------------------------------------------------------------
 
 
-def _amd(env: Mapping[str, str], dev: Path) -> tuple[Gpu, ...]:
-    if not (dev / "kfd").exists():
+def _amd(env: Mapping[str, str], dev: Folder) -> tuple[Gpu, ...]:
+    if not os.path.exists(os.path.join(dev, "kfd")):
         return ()
     try:
         import amdsmi
@@ -129,6 +167,27 @@ def _amd_gpu(amdsmi: Any, index: int, handle: Any) -> Gpu:
     name = str(amdsmi.amdsmi_get_gpu_asic_info(handle).get("market_name", "AMD GPU"))
     memory = int(amdsmi.amdsmi_get_gpu_memory_total(handle, amdsmi.AmdSmiMemoryType.VRAM))
     return Gpu(index, name, memory, str(amdsmi.amdsmi_get_gpu_device_uuid(handle)))
+
+
+def _amd_architecture(dev: Folder, topology: Folder) -> str:
+    """From the kernel driver, which has always told it; amdsmi does so since ROCm 6.
+
+    A node of the topology that is no GPU has the version 0. 90402 is gfx942, and 90010 gfx90a: the last two pairs of
+    digits are written as hexadecimal ones.
+    """
+    if not os.path.exists(os.path.join(dev, "kfd")):
+        return ""
+    nodes: list[str] = []
+    with suppress(OSError):
+        nodes = sorted((name for name in os.listdir(topology) if name.isdigit()), key=int)
+    for node in nodes:
+        with suppress(OSError), open(os.path.join(topology, node, "properties"), encoding="ascii") as file:
+            for line in file:
+                name, _, number = line.strip().partition(" ")
+                if name == "gfx_target_version" and number.isdigit() and int(number):
+                    major, rest = divmod(int(number), 10_000)
+                    return f"gfx{major}{rest // 100:x}{rest % 100:x}"
+    return ""
 
 
 def _text(name: str | bytes) -> str:

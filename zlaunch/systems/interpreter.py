@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-from pathlib import Path
 
 from .._version import __version__
 
-PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 NO_ZLAUNCH = 97
 """The exit status of an interpreter on another machine that cannot be one of ours; a line on stderr says why."""
 
@@ -37,6 +36,8 @@ def remote_code(entry: str) -> str:
     One line, without ``'``, since it goes through a shell. Python starts with all that the site has set up for it
     (PYTHONPATH, packages of the user's own): doing without saves less than 5 ms.
     """
+    import json
+
     module, function = entry.split(":")
     checkout = "" if PACKAGE_ROOT.endswith("-packages") else json.dumps(PACKAGE_ROOT)
     who = '(sys.version.split()[0], sys.executable or "?")'

@@ -6,7 +6,6 @@ is: list, SIGKILL, reap, and again until the list is empty; what is forked meanw
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
@@ -22,6 +21,8 @@ PATIENCE = 5.0
 
 def become_subreaper() -> None:
     """Adopt every orphan among our descendants (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    import ctypes  # not at the agent's start: it has nothing below it before its first template
+
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -235,6 +235,8 @@ class Pair:
                 self.ready = True
             case do.EndAgent():
                 pass
+            case do.HangUp(host):
+                self.gone(self.hosts[host], "it was hung up on")
 
 
 def order(run: str, pair: Pair, *hosts: int, **changes: object) -> on.RunOrder:

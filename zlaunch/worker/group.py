@@ -10,15 +10,22 @@ They meet at a store of their own. The group's must end with the group: a functi
 another, which would find the first one's addresses in a store that we had kept alive.
 
 Where all ranks are on one host, both stores are a FileStore in a memfd that the fork template hands to all of them.
-That has no server that could leave first, and no name lookup: a TCPStore asks for the names of its peers' addresses
-(of ::ffff:127.0.0.1, which /etc/hosts does not answer), and where no name server answers either, it stands for 5 s,
-and often for 10. MASTER_PORT stays free for a function that makes a group or a TCPStore of its own.
+That has no server that could leave first, and no name lookup.
+
+Ranks of several hosts have a TCPStore, which rank 0 serves at a port of its own, told at MASTER_PORT, which is given
+back before any function is called. So MASTER_PORT is free, here as there, for a function that makes a group or a
+TCPStore itself. A TCPStore asks for the names of its peers' addresses, to have them for its log: with libuv or
+without, at both ends, and also where it was given an address. /etc/hosts does not know ::ffff:10.0.0.1, and where no
+name server answers, each question takes 10 s (seen: four ranks have a store after 10 s, or after 0.02 s when nobody is
+asked). So no name server is asked while the ranks meet.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -26,6 +33,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ..model import Seat, Step
+from . import linux
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]  # public, though torch's __init__ has no __all__
@@ -34,6 +42,12 @@ _LEAVING = timedelta(seconds=5)
 """How long a rank whose answer has been given may wait for the others, and then for its group to be destroyed."""
 
 _FOR_EVER = timedelta(days=365)
+
+_ASKING = timedelta(seconds=1)
+"""How much longer rank 0 waits for those who do not come, so that the others can ask its store who is missing."""
+
+_NAMED = 10
+"""Ranks that an error names."""
 
 
 class Meeting(Struct, frozen=True):
@@ -46,11 +60,25 @@ class Meeting(Struct, frozen=True):
     """Rank 0 serves it, so that rank 0 leaves last."""
 
     def meet(self, when: str, timeout: timedelta) -> None:
-        """Wait until all ranks have come. Raises DistStoreError, or DistNetworkError where rank 0 is gone."""
+        """Wait until all ranks have come.
+
+        Raises:
+            DistStoreError: not all have; which ones.
+            DistNetworkError: rank 0 is gone.
+        """
         everyone = f"{when}: all"
+        self.store.set(f"{when}: {self.rank}", "here")
         if self.store.add(when, 1) == self.world_size:
             self.store.set(everyone, "here")
-        self.store.wait([everyone], timeout)
+        serves = self.has_server and self.rank == 0
+        try:
+            self.store.wait([everyone], timeout + _ASKING if serves else timeout)
+        except Exception as error:
+            late = [rank for rank in range(self.world_size) if not self.store.check([f"{when}: {rank}"])]
+            if not late:
+                raise
+            words = f"Timed out after {timeout.total_seconds():g} s waiting for {_name(late)} ({when})"
+            raise type(error)(words) from None
 
 
 def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
@@ -65,8 +93,7 @@ def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
     if step.backend == "mpi":  # MPI knows the ranks by itself, and waits for all of them
         dist.init_process_group("mpi", timeout=timeout)
         return None
-    group, meetings = _stores_in(place, seat, timeout) if seat.nodes == 1 else _stores_over_tcp(seat, timeout)
-    meeting = Meeting(meetings, seat.rank, seat.world_size, has_server=seat.nodes > 1)
+    group, meeting = _meet_in(place, seat, timeout) if seat.nodes == 1 else _meet_over_tcp(seat, timeout)
     dist.init_process_group(step.backend, store=group, rank=seat.rank, world_size=seat.world_size, timeout=timeout)
     meeting.meet("connected", timeout)
     return meeting
@@ -92,28 +119,59 @@ def close_group(meeting: Meeting | None) -> None:
     thread.join((patience + _LEAVING).total_seconds())
 
 
-def _stores_in(place: int, seat: Seat, timeout: timedelta) -> tuple[Store, Store]:
-    """The group's store and the meetings', for ranks that share a host."""
+def _meet_in(place: int, seat: Seat, timeout: timedelta) -> tuple[Store, Meeting]:
+    """The group's store and the meeting, for ranks that share a host."""
     from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
     store = FileStore(f"/proc/self/fd/{place}", seat.world_size)
     store.set_timeout(timeout)
-    return PrefixStore("group", store), PrefixStore("meeting", store)
+    meeting = Meeting(PrefixStore("meeting", store), seat.rank, seat.world_size, has_server=False)
+    return PrefixStore("group", store), meeting
 
 
-def _stores_over_tcp(seat: Seat, timeout: timedelta) -> tuple[Store, Store]:
-    """The same for ranks of several hosts: rank 0 serves both, the second at a port that the first one tells of."""
-    from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
+def _meet_over_tcp(seat: Seat, timeout: timedelta) -> tuple[Store, Meeting]:
+    """The same for ranks of several hosts; they have all met when this returns."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    store = next(rendezvous("env://", timeout=timeout))[0]
-    store.set_timeout(timeout)
-    key = "zlaunch/meeting"
-    if seat.rank == 0:
-        meetings = TCPStore(seat.master_addr, 0, is_master=True, timeout=timeout, wait_for_workers=False)
-        store.set(key, str(meetings.port))
-    else:
-        meetings = TCPStore(seat.master_addr, int(store.get(key)), is_master=False, timeout=timeout)
-    return PrefixStore("zlaunch/group", store), meetings
+    def store_at(port: int) -> TCPStore:
+        serves = seat.rank == 0
+        if not serves:
+            _await_listener(seat.master_addr, port, timeout)
+        return TCPStore(seat.master_addr, port, is_master=serves, timeout=timeout, wait_for_workers=False)
+
+    with linux.no_name_servers(seat.master_addr):
+        door = store_at(seat.master_port)
+        if seat.rank == 0:
+            store = store_at(0)
+            door.set("port", str(store.port))
+        else:
+            store = store_at(int(door.get("port")))
+        meeting = Meeting(PrefixStore("meeting", store), seat.rank, seat.world_size, has_server=True)
+        meeting.meet("joined", timeout)
+        del door  # rank 0 comes to the next meeting without it: until then nobody uses MASTER_PORT
+    return PrefixStore("group", store), meeting
+
+
+def _await_listener(address: str, port: int, timeout: timedelta) -> None:
+    """Come back when somebody listens there: TCPStore itself looks again only after half a second, and then later."""
+    from torch.distributed import DistNetworkError
+
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((address, port), deadline - time.monotonic()).close()
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        except OSError:
+            return  # TCPStore has the words for it
+        else:
+            return
+    raise DistNetworkError(f"Timed out after {timeout.total_seconds():g} s waiting for rank 0 at {address} port {port}")
+
+
+def _name(ranks: list[int]) -> str:
+    shown = ", ".join(str(rank) for rank in ranks[:_NAMED])
+    return f"rank{'s'[: len(ranks) - 1]} {shown}{', ...' if len(ranks) > _NAMED else ''}"
 
 
 def choose_gpu(step: Step, seat: Seat) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,19 @@ def print_lines(folder: str, count: int) -> None:
 
 
 class Product:
-    """Launchers of one product, kept by size and back end."""
+    """Launchers of one product, kept by size, back end and hosts."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.launchers: dict[tuple[int, str | None], Any] = {}
+        self.launchers: dict[tuple[int, str | None, tuple[str, ...]], Any] = {}
 
-    def launcher(self, ranks: int, backend: str | None) -> Any:
-        """A launcher whose next step is a warm one, where the product knows the difference."""
-        key = (ranks, backend)
+    def launcher(self, ranks: int, backend: str | None, hosts: Sequence[str] = (), config: str | None = None) -> Any:
+        """A launcher whose next step is a warm one, where the product knows the difference.
+
+        Without hosts, the ranks are on this machine; ``config`` is the configuration of ssh.
+        """
+        key = (ranks, backend, tuple(hosts))
+        names: Any
         if key not in self.launchers:
             launcher_of: Any
             made: Any
@@ -80,14 +84,22 @@ class Product:
                 import zlaunch
 
                 launcher_of = zlaunch.Launcher  # the back end's type is a closed list of words
-                made = launcher_of(hostnames="local", workers_per_host=ranks, backend=backend)
+                names = list(hosts) or "local"
+                made = launcher_of(names, workers_per_host=ranks, backend=backend, ssh_config_file=config)
                 made.start()
                 made.run(give_rank)
             else:
                 import torchrunx  # type: ignore[import-not-found,unused-ignore]
 
                 launcher_of = torchrunx.Launcher
-                made = launcher_of(hostnames=["localhost"], workers_per_host=ranks, backend=backend)
+                names = list(hosts) or ["localhost"]
+                made = launcher_of(
+                    names,
+                    workers_per_host=ranks,
+                    backend=backend,
+                    ssh_config_file=config,
+                    agent_timeout=110,  # by default 60 s, which 16 hosts on two busy cores may need
+                )
             self.launchers[key] = made
         return self.launchers[key]
 
@@ -98,17 +110,51 @@ class Product:
                 launcher.stop()
 
 
-def steps(product: Product, ranks: int, backend: str | None, repeat: int) -> dict[str, Any]:
-    """Seconds of each of some steps, from the call to the results."""
-    launcher = product.launcher(ranks, backend)
+def steps(
+    product: Product,
+    ranks: int,
+    backend: str | None,
+    repeat: int,
+    hosts: Sequence[str] = (),
+    config: str | None = None,
+) -> dict[str, Any]:
+    """Seconds of each of some steps, from the call to the results; ``ranks`` of them on this machine, or per host."""
+    launcher = product.launcher(ranks, backend, hosts, config)
+    world = ranks * max(1, len(hosts))
     function = give_rank if backend is None else meet
     seconds = []
     for _ in range(repeat):
         began = time.monotonic()
         results = launcher.run(function)
         seconds.append(time.monotonic() - began)
-        got = [results.rank(rank) for rank in range(ranks)]
-        assert got == list(range(ranks)), f"wrong results: {got}"
+        got = [results.rank(rank) for rank in range(world)]
+        assert got == list(range(world)), f"wrong results: {got}"
+    return {"seconds": seconds}
+
+
+def starts(product: Product, repeat: int, hosts: list[str], config: str, templates: bool) -> dict[str, Any]:
+    """Seconds of each of some starts of zlaunch's agents, which then have nothing to import.
+
+    Without ``templates`` they have nothing at all to do: that is for measurements, and no part of the interface.
+    """
+    import zlaunch
+    from zlaunch.cluster import Cluster
+    from zlaunch.surroundings import view_settings
+
+    assert product.name == "zlaunch", "torchrunx starts nothing ahead of its steps"
+    seconds = []
+    for _ in range(repeat):
+        launcher = zlaunch.Launcher(hosts, ssh_config_file=config, preload=())
+        began = time.monotonic()
+        if templates:
+            launcher.start()
+        else:
+            settings = view_settings(launcher.view, launcher.log_dir, "zlaunch_logs", None)
+            nothing: Any = {False: None}
+            launcher._shared.cluster = Cluster(launcher._places(), launcher._access(), settings)
+            launcher._shared.cluster.start(nothing, launcher.agent_timeout)
+        seconds.append(time.monotonic() - began)
+        launcher.stop()
     return {"seconds": seconds}
 
 
@@ -157,6 +203,7 @@ def torchrunx_handlers(ranks: int, folder: str) -> list[Any]:
 
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
     "steps": steps,
+    "starts": starts,
     "death": death,
     "tensors": tensors,
     "lines": lines,

@@ -1,0 +1,49 @@
+"""Level 4: an agent's way home: it connects and says Hello. Little is loaded for that, so that little is waited for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import msgspec
+
+from ..link.spoke import Spoke
+from ..link.words import Invitation
+from ..protocol.bootstrap import Bootstrap
+from ..protocol.messages import Hello
+from ..systems.detect import facts
+
+
+class Arrival:
+    """What an agent has before it has its loop: its end of the wire, and the signals that it is sent."""
+
+    def __init__(self, bootstrap: Bootstrap) -> None:
+        self.bootstrap = bootstrap
+        self.signals = signal_pipe()
+        self.spoke = Spoke(msgspec.json.decode(bootstrap.invitation, type=Invitation))
+
+    def greet(self) -> None:
+        """Connect, and say who we are. Raises LinkError where there is no way to the supervisor, or no reason to go on.
+
+        What ends the wait (a signal, the end of stdin) stays readable, for the loop.
+        """
+        bootstrap = self.bootstrap
+        came_from = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+        ends = [self.signals, *([0] if bootstrap.stdin_is_link else [])]
+        self.spoke.connect(bootstrap.connect_timeout, came_from, give_up=ends)
+        folders = bootstrap.template.sys_path if bootstrap.template else ()
+        self.spoke.send(Hello(facts(folders), time.monotonic(), self.spoke.way))
+
+
+def signal_pipe() -> int:
+    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, not for us."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    os.set_blocking(read_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return read_end
