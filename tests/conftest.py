@@ -10,15 +10,17 @@ from pathlib import Path
 import psutil
 import pytest
 from bed import Bed, missing
+from bed import slurm as bed_slurm
 
 import zlaunch
 
 
 @pytest.fixture(autouse=True)
 def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log directories land in the test's own folder."""
+    """Log directories land in the test's own folder, and nobody's own settings count."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZLAUNCH_LOG_DIR", str(tmp_path / "logs"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,23 @@ def fresh_bed(bed: Bed) -> Iterator[Bed]:
     bed.restore()
     yield bed
     bed.restore()
+
+
+@pytest.fixture(scope="session")
+def slurm(bed: Bed) -> Iterator[bed_slurm.Slurm]:
+    """Slurm on these hosts, for all tests that end their jobs and break nothing."""
+    if reason := bed_slurm.missing():
+        pytest.skip(reason)
+    with bed_slurm.Slurm(bed) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_slurm(slurm: bed_slurm.Slurm) -> Iterator[bed_slurm.Slurm]:
+    """The same, to be broken: idle and without jobs before the test and after it, and nothing runs on its hosts."""
+    slurm.restore()
+    yield slurm
+    slurm.restore()
 
 
 @pytest.fixture

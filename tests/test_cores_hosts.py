@@ -200,3 +200,82 @@ def test_an_idle_cluster_tells_of_a_lost_host_and_works_on_without_it() -> None:
     pair.submit(order("one", pair, 0))
     pair.hosts[0].returns(0)
     assert [ended.outcome for ended in pair.ended] == ["lost", "succeeded"]
+
+
+def test_an_agent_that_hangs_while_its_connection_stands_is_given_up() -> None:
+    pair = connected(1, 1)
+    _elsewhere(pair)
+    deaf = pair.hosts[1]
+    deaf.hangs = True
+    pair.submit(order("r", pair, time_limit=5.0))
+    pair.advance(19)
+    assert not pair.ended
+    pair.advance(2)
+    (ended,) = pair.ended
+    assert ended.outcome == "lost"
+    assert ended.cause is not None
+    assert (ended.cause.hostname, ended.cause.text) == ("host1", "its agent does not answer")
+
+
+def test_an_agent_that_hangs_while_a_step_is_stopped_is_given_up() -> None:
+    pair = connected(1, 1)
+    _elsewhere(pair)
+    pair.submit(order("r", pair, grace=3.0))
+    pair.hosts[1].hangs = True
+    pair.feed(on.Cancelled("r"))
+    pair.advance(22)
+    assert not pair.ended
+    pair.advance(2)
+    (ended,) = pair.ended
+    assert ended.outcome == "cancelled"
+    assert ended.unasked == ("host1",)
+
+
+def test_the_way_is_looked_for_again_after_a_failure() -> None:
+    pair = connected(1, 1)
+    pair.hosts[0].addresses = ("10.0.0.1", "10.1.0.1")
+    pair.submit(order("r", pair, max_restarts=1))
+    assert pair.places()[1][0] == "10.0.0.1"
+    pair.hosts[1].blind_to = {"10.0.0.1"}
+    pair.hosts[1].raises(1, "DistNetworkError: timed out", symptom=True)
+    pair.advance(10)
+    assert pair.places()[1][0] == "10.1.0.1"
+    assert pair.hosts[1].sought == 2
+
+
+def test_a_host_that_is_lost_on_the_way_out_is_named() -> None:
+    pair = connected(1, 1)
+    _elsewhere(pair)
+    pair.submit(order("r", pair))
+    pair.hosts[1].hangs = True
+    pair.feed(on.Closing())
+    pair.advance(1)
+    assert not pair.over
+    pair.feed(on.AgentGone(1, "silent"))
+    (ended,) = pair.ended
+    assert ended.outcome == "cancelled"
+    assert ended.unasked == ("host1",)
+    assert sorted(fate.rank for fate in ended.fates) == [0, 1]
+    assert pair.over
+
+
+def test_clocks_that_drift_are_asked_for_again() -> None:
+    pair = connected(1, 1)
+    pair.hosts[1].clock_offset += 0.2  # an hour's worth
+    pair.advance(31)
+    pair.submit(order("r", pair))
+    pair.hosts[0].raises(0, "ValueError: second", ends=False)
+    pair.clock.now += 0.004
+    pair.hosts[1].raises(1, "ValueError: third", ends=False)
+    pair.advance(1)
+    assert pair.ended[0].cause is not None
+    assert pair.ended[0].cause.rank == 0
+
+
+def test_an_answer_that_was_long_on_its_way_tells_nothing_of_the_clock() -> None:
+    pair = connected(1)
+    host = pair.core.hosts[0]
+    host.heard_clock(100.0, 100.0005, 100.001)
+    assert abs(host.clock_offset) < 0.0011
+    host.heard_clock(200.0, 203.0, 203.0)  # 3 s, all of them on the way there
+    assert abs(host.clock_offset) < 0.0011

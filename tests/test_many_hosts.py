@@ -275,3 +275,52 @@ def test_hosts_that_cannot_reach_one_another_are_named(fresh_bed: Bed) -> None:
     with pytest.raises(zlaunch.LaunchError, match="node2: it cannot reach node1, where rank 0 would be"):
         far(fresh_bed, "node1", "node2").run(far_steps.here)
     assert fresh_bed.processes("node1") == []
+
+
+def test_two_names_of_one_machine_are_an_error(bed: Bed) -> None:
+    with pytest.raises(zlaunch.LaunchError, match=f"node1 and {bed.address('node1')} are the same machine"):
+        far(bed, "node1", bed.address("node1")).run(far_steps.here)
+
+
+def test_a_start_can_be_stopped_from_another_thread(fresh_bed: Bed) -> None:
+    fresh_bed.freeze("node2")  # it accepts, and never answers
+    launcher = far(fresh_bed, "node1", "node2")
+    with ThreadPoolExecutor() as pool:
+        starting = pool.submit(launcher.start)
+        while not fresh_bed.processes("node1"):
+            assert not starting.done()
+        launcher.stop()
+        with pytest.raises(zlaunch.LaunchError, match="it was stopped before all agents had come"):
+            starting.result(10)
+    assert fresh_bed.processes("node1") == []
+
+
+def test_a_failed_start_leaves_no_sockets_for_long(fresh_bed: Bed) -> None:
+    def sockets() -> str:
+        return str(fresh_bed.run("node1", ["find", "/tmp", "-maxdepth", "1", "-type", "s"]).stdout)
+
+    with pytest.raises(zlaunch.LaunchError):
+        far(fresh_bed, "node1", python="/nowhere/python").run(far_steps.here)
+    assert "/tmp/zlaunch-" in sockets()  # sshd removes none, and nothing of ours was ever there
+    far(fresh_bed, "node1").run(far_steps.here)
+    assert sockets() == ""
+
+
+def test_a_program_that_only_the_hosts_have(bed: Bed) -> None:
+    program = bed.path("node1", "/root/only-there")
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
+    with pytest.raises(zlaunch.WorkerFailedError) as raised:
+        far(bed, "node1").run_command("/root/only-there")
+    assert raised.value.exit_code == 7
+
+
+def test_a_folder_that_came_later_is_not_expected_there(
+    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with far(bed, "node1") as launcher, tempfile.TemporaryDirectory(prefix="only-here-") as folder:
+        Path(folder, "came_later.py").write_text("def answer():\n    return 42\n")
+        monkeypatch.syspath_prepend(folder)
+        import came_later  # type: ignore[import-not-found]
+
+        assert launcher.run(came_later.answer)[0] == 42

@@ -66,17 +66,19 @@ class Access:
         """Python's path on other hosts."""
         return self.python or sys.executable
 
-    def invite(self, hub: Hub, host: HostPlan, template: TemplateSpec, timeout: float) -> Start:
-        """A host's command and bootstrap line, with fresh keys."""
+    def invite(
+        self, hub: Hub, host: HostPlan, template: TemplateSpec, timeout: float, folders: tuple[str, ...]
+    ) -> Start:
+        """A host's command and bootstrap line, with fresh keys; ``folders`` are those that it may not have."""
         tunnel = "" if host.here else TUNNELS + secrets.token_hex(8)
         command = self.command(host, timeout, tunnel, hub)
         bootstrap = Bootstrap(
             hostname=host.name,
             invitation=msgspec.Raw(msgspec.json.encode(hub.invite(host.index, here=host.here, tunnel=tunnel))),
-            template=template,
+            template=template if host.here else None,
+            folders=folders,
             stdin_is_link=command.stdin_is_link,
             connect_timeout=timeout,
-            warm_first=host.here,
         )
         if host.here:
             return command, bootstrap.to_line(), None

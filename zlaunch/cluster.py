@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ import msgspec
 
 from .access import Access
 from .errors import LaunchError
-from .events import RunEnded
+from .events import Notice, RunEnded
 from .link.hub import Hub
 from .link.memory import write_memfd
 from .model import HostFacts, HostPlan, Step, TemplateSpec
@@ -31,6 +31,9 @@ from .view.settings import ViewSettings
 STOP_PATIENCE = 20.0
 """Seconds after which a stop that has not come to its end is given up: whoever hangs then is named by the errors."""
 
+NAMED = 3
+"""Hosts that a warning names."""
+
 _open: weakref.WeakSet[Cluster] = weakref.WeakSet()
 
 
@@ -42,6 +45,7 @@ class Cluster:
         self.hosts = tuple(hosts)
         self.access = access
         self.facts: dict[int, HostFacts] = {}
+        self.folders: set[str] = set()
         self.runs: dict[str, Run[Any]] = {}
         self.limits: dict[str, float] = {}
         self._ready = threading.Event()
@@ -58,34 +62,71 @@ class Cluster:
 
     # --- from start to stop -----------------------------------------------------------------------------------------
 
-    def start(self, templates: Mapping[bool, TemplateSpec], timeout: float) -> None:
+    def start(self, templates: Mapping[bool, TemplateSpec], timeout: float, folder: str) -> None:
         """Start the agents and wait until all have connected; ``templates`` for hosts here, and for others.
 
-        Raises LaunchError; then nothing is left.
+        Where the ranks of other hosts cannot start in ``folder``, that is said once. Raises LaunchError; then nothing
+        is left.
         """
         started = time.monotonic()
+        self.folders = {*templates[False].sys_path, folder} if False in templates else set()
 
         def launch(hub: Hub) -> list[Start]:
-            return [self.access.invite(hub, host, templates[host.here], timeout) for host in self.hosts]
+            folders = tuple(self.folders)
+            return [self.access.invite(hub, host, templates[host.here], timeout, folders) for host in self.hosts]
 
         try:
             _open.add(self)
-            self.loop.start(self.hosts, launch, timeout)
+            later = {host.index: templates[False] for host in self.hosts if not host.here}
+            self.loop.start(self.hosts, launch, timeout, later)
             self._ready.wait()
+            known = {index: host.facts for index, host in self.loop.core.hosts.items()}
+            self.facts = {index: facts for index, facts in known.items() if facts is not None}
+            problem = self._problem or self._same_machine()
         except BaseException:
             self.stop()
             raise
-        if self._problem is not None:
+        if problem is not None:
             waited = time.monotonic() - started
             self.stop()
-            raise LaunchError(f"{self._problem}\n(after {waited:.1f} s; agent_timeout is {timeout:g} s)")
-        known = {index: host.facts for index, host in self.loop.core.hosts.items()}
-        self.facts = {index: facts for index, facts in known.items() if facts is not None}
+            raise LaunchError(f"{problem}\n(after {waited:.1f} s; agent_timeout is {timeout:g} s)")
+        self._tell_of_folder(folder)
+
+    def wait_started(self) -> None:
+        """Wait until somebody else's ``start`` has come to its end. Raises LaunchError as that does."""
+        self._ready.wait()
+        if self._problem is not None:
+            raise LaunchError(self._problem)
+
+    def _same_machine(self) -> str | None:
+        """Two names of one machine are a mistake: its ranks would share what each takes for its own."""
+        names: dict[tuple[str, str], str] = {}
+        for host in self.hosts:
+            facts = self.facts[host.index]
+            other = names.setdefault((facts.boot_id, facts.hostname), host.name)
+            if facts.boot_id and other != host.name:
+                return f"{other} and {host.name} are the same machine: name it once, with more ranks"
+        return None
+
+    def absent(self, host: HostPlan, folders: Iterable[str]) -> set[str]:
+        """Which of these folders another host has not, as far as is known: it was asked only for those of the start."""
+        there = self.folders - set(self.facts[host.index].absent)
+        return set() if host.here else set(folders) - there
+
+    def _tell_of_folder(self, folder: str) -> None:
+        without = [host.name for host in self.hosts if folder in self.absent(host, [folder])]
+        if without:
+            more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+            text = (
+                f"there is no folder {folder} on {', '.join(without[:NAMED])}{more}: ranks start in the home directory"
+            )
+            self.desk.put(Notice(time.monotonic(), "warning", text))
 
     def close(self) -> None:
-        """Begin to end everything; returns at once."""
+        """Begin to end everything; returns at once. A ``start`` that waits gives up."""
         self._closing = True
         self.loop.close()
+        self._on_ready("it was stopped before all agents had come")
 
     def stop(self) -> None:
         """End everything and wait for it."""

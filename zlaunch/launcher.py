@@ -7,24 +7,22 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import msgspec
-
 from .access import Access, config_path
 from .cluster import Cluster
 from .fields import check_fields, hosts_of
-from .model import HostFacts, HostPlan, StartMethod, TaskKind
-from .plan import LaunchPlan, count_workers, place_ranks
+from .model import HostPlan, StartMethod, TaskKind
+from .plan import LaunchPlan, place_ranks
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
 from .protocol.travel import modules_by_value
 from .result import LaunchResult, Run
-from .steps import backend_for, check_hosts, check_preload, make_errands, with_backend
+from .steps import among, backend_for, can_count, check_hosts, check_preload, counted, make_errands, with_backend
 from .surroundings import ranks_environment, view_settings
 from .systems.detect import facts as detect_facts
 from .systems.targets import check_module, check_program, check_script, search_path
@@ -172,7 +170,8 @@ class Launcher:
         """``run_command`` without waiting; ``name`` as for a script."""
         if not argv:
             raise ValueError("run_command takes a program and its arguments")
-        check_program(argv[0], ranks_environment(self.extra_env_vars, self.env_file))
+        if any(place.here for place in self._places()):  # another host may well have what we have not
+            check_program(argv[0], ranks_environment(self.extra_env_vars, self.env_file))
         return self._submit("command", argv, None, name or Path(argv[0]).name)
 
     # --- agents that stay -------------------------------------------------------------------------------------------
@@ -181,8 +180,15 @@ class Launcher:
         """Start the agents, and keep them for many steps, until ``stop``. Does nothing where they are there already."""
         check_fields(self)
         with self._shared.lock:
-            if self._shared.cluster is None:
-                self._shared.cluster = self._new_cluster(self._places(), self.preload)
+            cluster = self._shared.cluster
+            wait = cluster.wait_started if cluster else None
+            if wait is None:
+                self._shared.cluster, wait = self._new_cluster(self._places(), self.preload)
+        try:  # without the lock: somebody may want to stop what takes so long
+            wait()
+        except BaseException:
+            self._shared.cluster = None
+            raise
         return self
 
     def stop(self) -> None:
@@ -268,17 +274,17 @@ class Launcher:
         access, cluster = self._access(), self._shared.cluster
         places: Sequence[HostPlan] = self._places()
         if cluster:
-            places = self._among(cluster.hosts, places)
+            places = among(cluster.hosts, places)
         facts = dict(cluster.facts) if cluster else {p.index: detect_facts() for p in places if p.here}
-        counted = self._counted(places, facts) if self._can_count(places) or cluster else places
+        plans = counted(self, places, facts) if can_count(self, places) or cluster else places
         errands = make_errands(self, kind, argv, self._preload_for(kind), {place.here for place in places})
-        known = all(host.workers for host in counted)
-        if kind == "function" and known and len(facts) == len(counted):
-            errands = with_backend(errands, backend_for(self, counted, facts))
-        seats = place_ranks(counted, facts, "127.0.0.1" if len(counted) == 1 else "") if known else {}
+        known = all(host.workers for host in plans)
+        if kind == "function" and known and len(facts) == len(plans):
+            errands = with_backend(errands, backend_for(self, plans, facts))
+        seats = place_ranks(plans, facts, "127.0.0.1" if len(plans) == 1 else "") if known else {}
         errand = errands[places[0].here]
         return LaunchPlan(
-            hosts=tuple(counted),
+            hosts=tuple(plans),
             agents=tuple(access.command(place, self.agent_timeout) for place in places),
             step=errand.step,
             seats=tuple(seat for its in seats.values() for seat in its),
@@ -294,21 +300,25 @@ class Launcher:
         cluster = self._shared.cluster
         alone = cluster is None
         if cluster is None:
-            if all(place.here for place in places) or self._can_count(places):
+            if all(place.here for place in places) or can_count(self, places):
                 here = {place.index: detect_facts() for place in places if place.here}
-                counted = self._counted(places, here)
-                check_hosts(self, kind, [host for host in counted if host.here], here)
-            cluster = self._new_cluster(places, self._preload_for(kind))
+                plans = counted(self, places, here)
+                check_hosts(self, kind, [host for host in plans if host.here], here)
+            cluster, start = self._new_cluster(places, self._preload_for(kind))
+            start()
+        else:
+            cluster.wait_started()
         try:
-            hosts = self._counted(self._among(cluster.hosts, places), cluster.facts)
+            hosts = counted(self, among(cluster.hosts, places), cluster.facts)
             check_hosts(self, kind, hosts, cluster.facts)
             preload = self._preload_for(kind) if alone else self.preload
             errands = make_errands(self, kind, argv, preload, {host.here for host in hosts})
-            absent = {folder for host in hosts if not host.here for folder in cluster.facts[host.index].absent}
             if dump:
                 errands = with_backend(errands, backend_for(self, hosts, cluster.facts))
-                if modules_by_value(tuple(absent)):
-                    tasks[False] = dump(tuple(absent))
+                folders = errands[hosts[0].here].step.sys_path
+                absent = tuple(set().union(*(cluster.absent(host, folders) for host in hosts)))
+                if modules_by_value(absent):
+                    tasks[False] = dump(absent)
             return cluster.submit(
                 errands,
                 tasks,
@@ -323,14 +333,17 @@ class Launcher:
                 cluster.stop()
             raise
 
-    def _new_cluster(self, places: tuple[HostPlan, ...], preload: tuple[str, ...]) -> Cluster:
+    def _new_cluster(
+        self, places: tuple[HostPlan, ...], preload: tuple[str, ...]
+    ) -> tuple[Cluster, Callable[[], None]]:
+        """A cluster, and how it is started."""
         check_fields(self)
         check_preload(preload)
         settings = self.view_settings or view_settings(self.view, self.log_dir, DEFAULT_LOG_DIR, self._handlers)
         errands = make_errands(self, "function", (), preload, {place.here for place in places})
+        templates = {here: errand.template for here, errand in errands.items()}
         cluster = Cluster(places, self._access(), settings)
-        cluster.start({here: errand.template for here, errand in errands.items()}, self.agent_timeout)
-        return cluster
+        return cluster, functools.partial(cluster.start, templates, self.agent_timeout, os.getcwd())
 
     def _access(self) -> Access:
         return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout)
@@ -346,24 +359,6 @@ class Launcher:
         if known and not isinstance(names, str) and known.keys() >= set(names) and len(set(names)) == len(names) > 0:
             return tuple(HostPlan(i, name, 0, known[name]) for i, name in enumerate(names))
         return hosts_of(names)
-
-    def _among(self, started: Sequence[HostPlan], places: Sequence[HostPlan]) -> list[HostPlan]:
-        """The same hosts as those that were started have them."""
-        by_name = {host.name: host for host in started}
-        missing = [place.name for place in places if place.name not in by_name]
-        if missing:
-            raise ValueError(f"{', '.join(missing)}: not among the hosts that were started ({', '.join(by_name)})")
-        return [by_name[place.name] for place in places]
-
-    def _can_count(self, places: Sequence[HostPlan]) -> bool:
-        """Whether we know how many ranks each host gets before its agent has told what it has."""
-        return isinstance(self.workers_per_host, int | list) or all(place.here for place in places)
-
-    def _counted(self, places: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> tuple[HostPlan, ...]:
-        names = [place.name for place in places]
-        known = [facts[place.index] for place in places if place.index in facts]
-        counts = count_workers(self.workers_per_host, names, known, self.gpus_per_worker)
-        return tuple(msgspec.structs.replace(p, workers=n) for p, n in zip(places, counts, strict=True))
 
 
 @dataclass

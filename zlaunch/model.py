@@ -199,9 +199,10 @@ class Survivor(Struct, frozen=True):
 
 
 class AgentCommand(Struct, frozen=True, kw_only=True):
-    """How a launch back end starts one agent: a value, so that ``--dry-run`` can print what would run."""
+    """How a launch back end starts agents: a value, so that ``--dry-run`` can print what would run."""
 
-    host: int
+    hosts: tuple[int, ...]
+    """Whose agents it starts, by index: one, or all at once."""
     argv: tuple[str, ...]
     env: dict[str, str] | None
     """``None``: the environment of the process that starts it."""

@@ -13,7 +13,7 @@ import msgspec
 from .errors import LaunchError
 from .fields import check_gpu_memory
 from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
-from .plan import Errand, template_for
+from .plan import Errand, count_workers, template_for
 from .surroundings import ranks_environment, record_level
 from .systems.targets import TargetError, check_import
 
@@ -109,3 +109,25 @@ def check_preload(modules: Sequence[str]) -> None:
             check_import(module, [path or os.getcwd() for path in sys.path], f"preload {module!r}")
         except TargetError as error:
             raise LaunchError(str(error)) from None
+
+
+def among(started: Sequence[HostPlan], places: Sequence[HostPlan]) -> list[HostPlan]:
+    """The same hosts as those that were started have them. Raises ValueError for others."""
+    by_name = {host.name: host for host in started}
+    missing = [place.name for place in places if place.name not in by_name]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: not among the hosts that were started ({', '.join(by_name)})")
+    return [by_name[place.name] for place in places]
+
+
+def can_count(launcher: Launcher, places: Sequence[HostPlan]) -> bool:
+    """Whether it is known how many ranks each host gets before its agent has told what it has."""
+    return isinstance(launcher.workers_per_host, int | list) or all(place.here for place in places)
+
+
+def counted(launcher: Launcher, places: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> tuple[HostPlan, ...]:
+    """The same hosts with their ranks. Raises LaunchError or ValueError."""
+    names = [place.name for place in places]
+    known = [facts[place.index] for place in places if place.index in facts]
+    counts = count_workers(launcher.workers_per_host, names, known, launcher.gpus_per_worker)
+    return tuple(msgspec.structs.replace(place, workers=n) for place, n in zip(places, counts, strict=True))

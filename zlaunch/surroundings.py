@@ -27,10 +27,11 @@ OF_THIS_MACHINE = (
     "XDG_RUNTIME_DIR",
     "XDG_SESSION_*",
     "PYTHONHOME",
+    "*_VISIBLE_DEVICES",
     "PYTHONEXECUTABLE",
 )
-"""What tells of this machine, this session or this interpreter: a pattern like ``PYTHON*`` does not carry it to other
-hosts, where it would be wrong (with another's PYTHONHOME no Python starts). Its full name does."""
+"""What tells of this machine, its GPUs, this session or this interpreter: a pattern like ``PYTHON*`` does not carry it
+to other hosts, where it would be wrong (with another's PYTHONHOME no Python starts). Its full name does."""
 
 
 def copied_environment(patterns: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

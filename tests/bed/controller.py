@@ -24,9 +24,8 @@ def hold(options: dict[str, Any]) -> None:
     kernel.mount("none", "/", flags=kernel.RECURSIVE | kernel.PRIVATE)
     kernel.mount("proc", "/proc", "proc")
     kernel.mount(options["hosts"], "/etc/hosts", flags=kernel.BIND)  # this machine's does not know us by that name
-    nowhere = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr.fileno()}
     for argv in options["commands"]:
-        subprocess.run(argv, check=True, env=options["environ"], **nowhere)
+        subprocess.run(argv, check=True, env=options["environ"], stdin=subprocess.DEVNULL, stdout=sys.stderr)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the orphans that come to us
     os.write(1, b"up\n")
     while os.read(0, 64):

@@ -131,8 +131,8 @@ class Network:
         self._stop_wire(index)
         self.broken.discard(index)
         if index in self.nets:
+            self._ip(self._switch, f"link del port{index}\n")  # while its namespace lives, else the kernel may be first
             os.close(self.nets.pop(index))
-            self._ip(self._switch, f"link del port{index}\n")
 
     def close(self) -> None:
         for index in list(self.nets):

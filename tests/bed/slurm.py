@@ -4,18 +4,16 @@
         job = slurm.submit("-N2", "--wrap", "srun hostname")
         slurm.wait(job, "COMPLETED")
 
-All its files are below the bed's folder, its controller listens at the head's address in the bed only, and its jobs have
-cgroups of their own: several beds, and a Slurm that this machine may have itself, do not meet.
+All its files are below the bed's folder, its controller listens at the head's address in the bed only, and jobs have
+cgroups of their bed's: several beds, and a Slurm that this machine may have itself, do not meet.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import shutil
 import socket
-import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,51 +21,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from . import leftovers
+from . import leftovers, slurm_conf
 from .hosts import Bed
 from .network import HEAD
 from .programs import PATH, PATIENCE, BedError, Program, started, until
+from .slurm_conf import CGROUPS, PARTITIONS, PORT
 
 _TOOLS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "srun": "slurm-wlm", "munged": "munge"}
-_PORT = 6817
 _FREEZER = Path("/sys/fs/cgroup/freezer")
-_CGROUPS = "/run/slurm-cgroup"  # in a host: what slurmd takes for /sys/fs/cgroup
 _AT_WORK = "PD,CF,S,R,CG,SO"  # states of a job that still has a future, as squeue abbreviates them
-
-PARTITIONS = MappingProxyType({"batch": "Default=YES MaxTime=INFINITE", "short": "MaxTime=00:01:00"})
-
-SETTINGS = MappingProxyType(
-    {
-        "ClusterName": "bed",
-        "SlurmUser": "root",
-        "SlurmdUser": "root",
-        "AuthType": "auth/munge",
-        "CredType": "cred/munge",
-        "SlurmdSpoolDir": "/run/slurmd",
-        "SlurmdPidFile": "/run/slurmd.pid",
-        "CommunicationParameters": "NoCtldInAddrAny",  # listen at the bed's address alone
-        "SlurmdParameters": "config_overrides",  # a host may have more CPUs than this machine
-        "TaskPlugin": "task/none",
-        "JobAcctGatherType": "jobacct_gather/none",
-        "AccountingStorageType": "accounting_storage/none",
-        "MpiDefault": "none",
-        "SwitchType": "switch/none",
-        "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_Core",
-        "SchedulerType": "sched/backfill",
-        "SchedulerParameters": "bf_interval=1,sched_min_interval=0,batch_sched_delay=0",
-        "ReturnToService": "2",  # a host that was down is used again when it is back
-        "SlurmdTimeout": "10",
-        "MessageTimeout": "10",
-        "TCPTimeout": "2",
-        "KillWait": "2",
-        "UnkillableStepTimeout": "15",
-        "InactiveLimit": "0",
-        "MinJobAge": "300",
-        "SlurmdDebug": "info",
-        "SlurmctldDebug": "info",
-    }
-)
 
 
 def missing() -> str | None:
@@ -80,7 +42,8 @@ class Slurm:
     """A cluster of all hosts of the bed, idle when the constructor returns.
 
     A host that is booted again comes back by itself; ``ready`` waits for that. Commands find the configuration by
-    ``environ``, in the hosts also without it.
+    ``environ``; in the hosts without it, too, where there is a folder ``/etc/slurm``. Slurm looks at time limits, and
+    for silent hosts, every 30 s, and for new batch jobs every second.
 
     Args:
         bed: hosts, all of them up.
@@ -88,7 +51,7 @@ class Slurm:
         gpus: of each host; they are empty files, and nothing keeps a job from the others.
         memory: of each host in MB, as Slurm sees it; nothing limits it.
         partitions: the options of each in Slurm's words; all have all hosts. ``short`` has a limit of 1 minute.
-        settings: lines of ``slurm.conf``, in addition to ``SETTINGS`` or in their place; an empty value removes one.
+        settings: lines of ``slurm.conf`` besides ``slurm_conf.SETTINGS`` or in their place; an empty value removes one.
 
     Raises:
         BedError: it did not come up; nothing is left of it.
@@ -109,15 +72,16 @@ class Slurm:
         self.environ = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._owner = os.getpid()
         self._controller: Program | None = None
+        self.cgroups: dict[str, Path] = {}  # of each host's jobs; empty where Slurm has to do without
         _sweep()
-        self._cgroups = {name: place / f"{bed.folder.name}-{name}-slurm" for name, place in self._places().items()}
-        for part in ("munge", "state", "log", "gpus"):
-            (self.folder / part).mkdir(parents=True)
-        self._write_settings(cpus, gpus, memory, partitions, settings)
         atexit.register(self.down)
         bed.residents |= {"slurmd", "munged"}
         bed.hooks.append(self._start)
         try:
+            self._make_cgroups()
+            hosts = {name: bed.address(name) for name in bed.hosts}
+            shape = slurm_conf.Shape(bed.head_address, hosts, cpus, gpus, memory, partitions)
+            slurm_conf.write(self.folder, shape, bool(self.cgroups), settings)
             self._start_controller()
             self._start(bed.hosts)
             self.ready()
@@ -139,7 +103,7 @@ class Slurm:
         return ours | self.environ | dict(more or {})
 
     def run(
-        self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any
+        self, argv: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the head; what it prints is returned.
 
@@ -153,13 +117,13 @@ class Slurm:
         return subprocess.run(list(map(str, argv)), env=self._environment(env), **(defaults | options))  # noqa: PLW1510
 
     def popen(
-        self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any
+        self, argv: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[str]:
         """Start a command on the head; ``options`` are those of ``subprocess.Popen``, text mode is the default."""
         chosen: dict[str, Any] = {"text": True, "stdin": subprocess.DEVNULL} | options
         return subprocess.Popen(list(map(str, argv)), env=self._environment(env), **chosen)
 
-    def ask(self, *argv: str | Path, **options: Any) -> str:
+    def ask(self, *argv: str | Path | int, **options: Any) -> str:
         """What a command on the head prints. Raises ``BedError`` where it fails."""
         done = self.run(argv, **options)
         if done.returncode != 0:
@@ -168,7 +132,7 @@ class Slurm:
 
     # -- jobs and nodes
 
-    def submit(self, *options: str | Path, **more: Any) -> int:
+    def submit(self, *options: str | Path | int, **more: Any) -> int:
         """Submit a batch job with these options of sbatch (``more`` are ``run``'s); its id."""
         return int(self.ask("sbatch", "--parsable", *options, **more))
 
@@ -214,6 +178,10 @@ class Slurm:
         except BedError as error:
             raise BedError(f"{error}: {nodes}\n{self._last_words()}") from None
 
+    def give_up(self, name: str) -> None:
+        """A host that is down is so for Slurm too, at once; by itself it finds out after half a minute."""
+        self.ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=gone")
+
     def restore(self) -> None:
         """No job, and all hosts up, healed and idle. Raises ``AssertionError`` for processes that a job left there."""
         self.ask("scancel", f"--user={os.getuid()}")
@@ -227,63 +195,28 @@ class Slurm:
 
     # -- what it is made of
 
-    def _places(self) -> dict[str, Path]:
-        """Where a host's jobs get their cgroups: below the host's own, where that has a freezer of version 1."""
-        if not (_FREEZER / "cgroup.procs").exists():
-            return {}
-        owns = {name: self.bed.cgroup(name) for name in self.bed.hosts}
-        return {name: own if own and (own / "freezer.state").exists() else _FREEZER for name, own in owns.items()}
+    def _make_cgroups(self) -> None:
+        """One for all jobs of each host, or none: below the host's own, where that has a freezer of version 1."""
+        try:
+            for name in self.bed.hosts if (_FREEZER / "cgroup.procs").exists() else ():
+                own = self.bed.cgroup(name)
+                place = own if own and (own / "freezer.state").exists() else _FREEZER
+                cgroup = place / f"{self.bed.folder.name}-{name}-slurm"
+                cgroup.mkdir()
+                self.cgroups[name] = cgroup
+        except OSError:  # it may be read-only here
+            self._remove_cgroups()
 
-    def _write_settings(
-        self, cpus: int, gpus: int, memory: int, partitions: Mapping[str, str], settings: Mapping[str, str]
-    ) -> None:
-        names = ",".join(self.bed.hosts)
-        chosen = {
-            **SETTINGS,
-            "SlurmctldHost": f"{HEAD}({self.bed.head_address})",
-            "SlurmctldPort": str(_PORT),
-            "AuthInfo": f"socket={self.folder}/munge/socket",
-            "StateSaveLocation": f"{self.folder}/state",
-            "SlurmctldPidFile": f"{self.folder}/slurmctld.pid",
-            "SlurmctldLogFile": f"{self.folder}/log/slurmctld.log",
-            "SlurmdLogFile": f"{self.folder}/log/slurmd-%n.log",
-            # other ways to follow a job's processes lose those that became daemons
-            "ProctrackType": "proctrack/cgroup" if self._cgroups else "proctrack/linuxproc",
-            "GresTypes": "gpu" if gpus else "",
-            **settings,
-        }
-        lines = [f"{key}={value}" for key, value in chosen.items() if value]
-        of_each = f"CPUs={cpus} Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory}"
-        of_each += f" Gres=gpu:{gpus}" if gpus else ""
-        lines += [f"NodeName={name} NodeAddr={self.bed.address(name)} {of_each}" for name in self.bed.hosts]
-        lines += [f"PartitionName={name} Nodes={names} State=UP {more}" for name, more in partitions.items()]
-        files = [self.folder / f"gpus/gpu{index}" for index in range(gpus)]
-        for file in files:
-            os.mknod(file, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # a second /dev/null: Slurm counts only devices
-        gres = [f"NodeName={names} Name=gpu File={file}" for file in files]
-        for name, text in {
-            "slurm.conf": lines,
-            "gres.conf": ["AutoDetect=off", *gres],
-            "cgroup.conf": ["CgroupPlugin=cgroup/v1", f"CgroupMountpoint={_CGROUPS}"],
-        }.items():
-            (self.folder / name).write_text("\n".join(text) + "\n")
-        key = self.folder / "munge.key"
-        key.touch(0o600)
-        key.write_bytes(secrets.token_bytes(128))
-
-    def _munged(self) -> list[str]:
-        own = self.folder / "munge"
-        files = {"key": self.folder / "munge.key", "pid": own / "pid", "log": own / "log", "seed": own / "seed"}
-        words = [f"--{what}-file={path}" for what, path in files.items()]
-        return ["munged", "--force", f"--socket={own}/socket", *words]  # forced: the key may lie below /tmp
+    def _remove_cgroups(self) -> None:
+        for cgroup in self.cgroups.values():
+            _remove_tree(cgroup)
+        self.cgroups.clear()
 
     def _start_controller(self) -> None:
-        hosts = self.folder / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost\n{self.bed.head_address} {HEAD}\n")
         options = {
             "name": HEAD,
-            "hosts": str(hosts),
-            "commands": [self._munged(), ["slurmctld"]],
+            "hosts": str(self.folder / "hosts"),
+            "commands": [slurm_conf.munged(self.folder), ["slurmctld"]],
             "environ": {"PATH": PATH, **self.environ},
         }
         self._controller = Program("controller.py", options, self.folder / "log/controller.log", ())
@@ -294,7 +227,7 @@ class Slurm:
             raise BedError(f"{error}\n{self._last_words()}") from None
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection((self.bed.head_address, _PORT), 1):
+        with suppress(OSError), socket.create_connection((self.bed.head_address, PORT), 1):
             return True
         return False
 
@@ -306,17 +239,17 @@ class Slurm:
                 "set -e",
                 f"mount -t tmpfs -o mode=755 munge {self.folder}/munge",  # the host's own: a munged has a memory
                 f"[ ! -d /etc/slurm ] || mount --bind {self.folder} /etc/slurm",
-                " ".join(self._munged()),
+                " ".join(slurm_conf.munged(self.folder)),
             ]
-            if cgroup := self._cgroups.get(name):
+            if cgroup := self.cgroups.get(name):
                 _remove_tree(cgroup)
                 cgroup.mkdir()
-                lines += [f"mkdir -p {_CGROUPS}/freezer", f"mount --bind {cgroup} {_CGROUPS}/freezer"]
+                lines += [f"mkdir -p {CGROUPS}/freezer", f"mount --bind {cgroup} {CGROUPS}/freezer"]
             lines += ["exec slurmd"]
-            environ = {"PATH": PATH, **self.environ}
             with (self.folder / f"log/{name}.log").open("a") as log:
-                options = {"env": environ, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-                starting[name] = self.bed.popen(name, ["sh", "-c", "\n".join(lines)], **options)
+                streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                command = ["sh", "-c", "\n".join(lines)]
+                starting[name] = self.bed.popen(name, command, env={"PATH": PATH, **self.environ}, **streams)
         failed = [name for name, process in starting.items() if process.wait(PATIENCE) != 0]
         if failed:
             raise BedError(f"Slurm did not start in {', '.join(failed)}:\n{self._last_words()}")
@@ -340,8 +273,7 @@ class Slurm:
             self.bed.reboot(*(name for name in self.bed.hosts if self.bed.alive(name)))
         if self._controller is not None:
             self._controller.wait_gone()
-        for cgroup in self._cgroups.values():
-            _remove_tree(cgroup)
+        self._remove_cgroups()
         shutil.rmtree(self.folder, ignore_errors=not self.bed.folder.exists())
 
 
@@ -355,7 +287,7 @@ def _remove_tree(cgroup: Path) -> None:
 
 def _sweep() -> None:
     """Cgroups of beds whose owner was killed."""
-    for cgroup in _FREEZER.glob(f"{leftovers.PREFIX}*-slurm"):
+    for cgroup in _FREEZER.rglob(f"{leftovers.PREFIX}*-slurm"):
         pid, _, rest = cgroup.name.removeprefix(leftovers.PREFIX).partition(".")
         began = rest.partition("-")[0]
         if pid.isdigit() and began.isdigit() and started(int(pid)) != int(began):

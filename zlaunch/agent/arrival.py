@@ -8,11 +8,12 @@ import time
 
 import msgspec
 
-from ..link.spoke import Spoke
+from ..link.spoke import Spoke, SpokeEvent
 from ..link.words import Invitation
 from ..protocol.bootstrap import Bootstrap
 from ..protocol.messages import Hello
 from ..systems.detect import facts
+from ..systems.sockets import remove_dead_sockets
 
 
 class Arrival:
@@ -21,7 +22,11 @@ class Arrival:
     def __init__(self, bootstrap: Bootstrap) -> None:
         self.bootstrap = bootstrap
         self.signals = signal_pipe()
-        self.spoke = Spoke(msgspec.json.decode(bootstrap.invitation, type=Invitation))
+        self.invitation = msgspec.json.decode(bootstrap.invitation, type=Invitation)
+        self.spoke = Spoke(self.invitation)
+        self.heard: list[SpokeEvent] = []
+        """What the supervisor said before there was a loop to hear it."""
+        self._ends = [self.signals, *([0] if bootstrap.stdin_is_link else [])]
 
     def greet(self) -> None:
         """Connect, and say who we are. Raises LinkError where there is no way to the supervisor, or no reason to go on.
@@ -30,10 +35,19 @@ class Arrival:
         """
         bootstrap = self.bootstrap
         came_from = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
-        ends = [self.signals, *([0] if bootstrap.stdin_is_link else [])]
-        self.spoke.connect(bootstrap.connect_timeout, came_from, give_up=ends)
-        folders = bootstrap.template.sys_path if bootstrap.template else ()
-        self.spoke.send(Hello(facts(folders), time.monotonic(), self.spoke.way))
+        self.spoke.connect(bootstrap.connect_timeout, came_from, give_up=self._ends)
+        self.spoke.send(Hello(facts(bootstrap.folders), time.monotonic(), self.spoke.way))
+
+    def wait(self) -> None:
+        """Until the supervisor says something, which it does when all have come, or this agent is to end.
+
+        Time to look for the sockets of tunnels whose agents never came: their interpreter was missing, or they were
+        hung up on.
+        """
+        if tunnel := self.invitation.tunnel:
+            folder, _, name = tunnel[0].removeprefix("ipc://").rpartition("/")
+            remove_dead_sockets(folder, name.partition("-")[0] + "-")
+        self.heard, _ = self.spoke.poll(None, self._ends)
 
 
 def signal_pipe() -> int:

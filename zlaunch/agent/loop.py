@@ -71,6 +71,8 @@ class AgentLoop:
         try:
             if not self.spoke.way:
                 self.arrival.greet()
+            for event in self.arrival.heard:
+                self._from_supervisor(event)
             while self.status is None:
                 self._wait()
             return self.status
@@ -290,7 +292,7 @@ class AgentLoop:
                 with suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its end-of-file will say so
                     self.template.wire.send(local.Prepare(spec.preload, spec.sys_path, spec.start_method, spec.inherit))
                 if self.template.note:
-                    self.spoke.send(m.Said("warning", self.template.note))
+                    self.spoke.send(m.Said("debug", self.template.note))
             case do.EndTemplate():
                 self._end_template()
             case do.FetchLetter(key, payload):

@@ -10,33 +10,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
-
-UNUSED: dict[str, dict[str, int]] = {
-    "inspect": {
-        "CO_OPTIMIZED": 1,
-        "CO_NEWLOCALS": 2,
-        "CO_VARARGS": 4,
-        "CO_VARKEYWORDS": 8,
-        "CO_GENERATOR": 32,
-        "CO_COROUTINE": 128,
-        "CO_ASYNC_GENERATOR": 512,
-    },
-    "json": {},
-    "pickle": {"DEFAULT_PROTOCOL": 4},
-    "random": {},
-    "textwrap": {},
-}
-"""Modules of the standard library that zmq and msgspec import for what an agent does not call; and the numbers that
-they read from them all the same, as CPython has them."""
 
 
 def main() -> None:
     """Read the bootstrap line, and serve until told to leave. Exit status 0 when told so, 1 otherwise."""
     gc.disable()  # there is no garbage yet, and looking for it in all that is being imported takes a twentieth
-    _import_sparingly()
+    _import_msgspec()
     import msgspec
 
     from ..protocol.bootstrap import Bootstrap
@@ -57,8 +36,9 @@ def main() -> None:
 
     try:
         arrival = Arrival(bootstrap)
-        if not bootstrap.warm_first:
+        if bootstrap.template is None:
             arrival.greet()
+            arrival.wait()  # whatever we loaded now would keep others on this machine from coming
         from .loop import AgentLoop
 
         gc.enable()
@@ -71,17 +51,13 @@ def main() -> None:
     os._exit(status)  # nothing is left to finalise, and a zmq context need not be waited for
 
 
-def _import_sparingly() -> None:
-    """Import msgspec and zmq without what costs a fifth of our start and is of no use here.
+def _import_msgspec() -> None:
+    """Import msgspec without typing_extensions, which takes as long as the rest of it.
 
-    In this process only, where no code of the user's ever runs. msgspec takes three names from typing_extensions, which
-    loads ``inspect``, or where it is not installed from ``typing``, which has the same since Python 3.11: so for this
-    moment it is not installed, in the way that the import statement's reference has for that (None in sys.modules).
+    msgspec takes three names from there, or where it is not installed from ``typing``, which has the same since Python
+    3.11. So for this moment it is not installed, in the way that the import statement's reference has for that: None in
+    ``sys.modules``. In this process only, where no code of the user's ever runs.
     """
-    for name, numbers in UNUSED.items():
-        stand_in = sys.modules.setdefault(name, _Unused(name))
-        if isinstance(stand_in, _Unused):
-            vars(stand_in).update(numbers)
     hidden = "typing_extensions" not in sys.modules
     if hidden:
         sys.modules["typing_extensions"] = None  # type: ignore[assignment]
@@ -90,15 +66,6 @@ def _import_sparingly() -> None:
     finally:
         if hidden:
             del sys.modules["typing_extensions"]
-
-
-class _Unused(ModuleType):
-    """Stands for a module that has not been imported, and imports it when it is used after all."""
-
-    def __getattr__(self, name: str) -> Any:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
 
 
 def _read_line(fd: int) -> bytes:

@@ -9,7 +9,7 @@ from ..systems.interpreter import python_argv
 def agent_command(host: HostPlan) -> AgentCommand:
     """How the agent of this machine is started: the same interpreter, the same zlaunch, no secret in its arguments."""
     return AgentCommand(
-        host=host.index,
+        hosts=(host.index,),
         argv=tuple(python_argv("zlaunch.agent.main:main", f"zlaunch-agent:{host.name}")),
         env=None,
         cwd="/",

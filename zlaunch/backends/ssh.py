@@ -82,7 +82,7 @@ def agent_command(
         for end, port in zip("cb", tunnel_ports, strict=True):
             argv += ["-R", f"{tunnel}.{end}:127.0.0.1:{port}"]
     return AgentCommand(
-        host=host.index,
+        hosts=(host.index,),
         argv=(*argv, "--", _destination(host.name), remote_line(host.name, python, setup)),
         env=None,
         cwd=None,

@@ -37,7 +37,7 @@ def describe(plan: LaunchPlan, environ: Mapping[str, str], copied: Collection[st
         ours = ", ".join(sorted(copied)) or "none of ours"
         lines += ["", f"other hosts: their own environment, and on top {ours}", f"  {_STDIN}"]
     for host in plan.hosts:
-        lines += ["", *_host(host, [agent for agent in plan.agents if agent.host == host.index])]
+        lines += ["", *_host(host, [agent for agent in plan.agents if host.index in agent.hosts])]
         for seat in plan.seats:
             if seat.hostname == host.name:
                 own = sorted((k, v) for k, v in environments[seat.rank].items() if k not in shared)

@@ -130,6 +130,7 @@ def _system_rows(system: System) -> list[tuple[str, str]]:
     seen = [name for name in PARAMETERS if name in system.detected]
     if seen:
         rows.append(("", f"as this machine: {', '.join(seen)}"))
+    rows += [("", note) for note in system.notes]
     rows.append(("its scheduler", system.scheduler))
     for head, settings in (
         ("sets", [one for one in system.environment if not one.backends]),

@@ -111,14 +111,15 @@ def _job(words: Words, environ: Mapping[str, str]) -> Job:
         save_hostlist=verbose or given.flag("save-hostlist"),
     )
     # The command comes last, so that of two mistakes the one that was typed first is told.
-    kind, argv = _command(words.command, given.flag("module"), search, ranks_env)
+    here = hosts.names is None  # else the hosts may have a program that we have not
+    kind, argv = _command(words.command, given.flag("module"), search, ranks_env if here else None)
     return without_command(kind=kind, argv=argv, name=given.text("job-name") or Path(argv[0]).name)
 
 
 def _command(
-    command: tuple[str, ...], is_module: bool, search: Sequence[str], env: Mapping[str, str]
+    command: tuple[str, ...], is_module: bool, search: Sequence[str], env: Mapping[str, str] | None
 ) -> tuple[Literal["script", "module", "command"], tuple[str, ...]]:
-    """A ``.py`` file is a script; with -m it is a module; anything else is a program."""
+    """A ``.py`` file is a script; with -m it is a module; anything else is a program, looked for in ``env``'s PATH."""
     if not command or not command[0]:
         raise UsageError("there is no COMMAND: what is to run on every rank?", "for example: zlaunch run -n 2 train.py")
     first = command[0]
@@ -128,7 +129,8 @@ def _command(
     if first.endswith(".py"):
         targets.check_script(first)
         return "script", command
-    targets.check_program(first, env)
+    if env is not None:
+        targets.check_program(first, env)
     return "command", command
 
 

@@ -29,7 +29,7 @@ _WATCHED = (
     wires.DISCONNECTED,
     wires.RETRIED,
 )
-HEAD_START = 0.25
+HEAD_START = 1.0
 """Seconds that the most promising address is ahead of the others."""
 TUNNEL_START = 1.0
 """Seconds after which the tunnel is tried too."""

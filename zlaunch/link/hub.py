@@ -267,9 +267,9 @@ class Hub:
         for host, peer in list(reception.leaving.items()):
             flooded = now - peer.leaving_since >= _LATEST  # others must not hide for ever that somebody is gone
             if (drained and (peer.quiet() or reception.overdue(peer, now))) or flooded:
-                reason = why_gone(peer, self._times[1])
+                left = why_gone(peer, self._times[1])
                 self.forget(host)
-                reception.events.append(Left(host, reason))
+                reception.events.append(left)
 
     def close(self) -> None:
         """Hang up. What was said last still gets out, for half a second at most."""

@@ -12,20 +12,21 @@ import socket
 from contextlib import suppress
 
 from .peers import BROKE, Peer
+from .tidings import Left
 
 _ESTABLISHED = 1
 _ALMOST = 0.9
 """Of the silence: what was read last came a moment earlier."""
 
 
-def why_gone(peer: Peer, silence: float) -> str:
+def why_gone(peer: Peer, silence: float) -> Left:
     """Why a host that is leaving is gone, as far as it is known; ``silence`` is what the hub allows, in seconds."""
     if peer.said_bye:
-        return "its agent left"
+        return Left(peer.host, "its agent left")
     quiet = peer.leaving_since - peer.control_heard_at >= _ALMOST * silence
     if peer.leaving == BROKE and quiet and not peer.bulk.broken and _established(peer.bulk.fd):
-        return f"no heartbeat got through for {silence:g} s"
-    return peer.leaving
+        return Left(peer.host, f"no heartbeat got through for {silence:g} s", silent=True)
+    return Left(peer.host, peer.leaving)
 
 
 def _established(fd: int) -> bool:

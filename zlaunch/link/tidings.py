@@ -46,6 +46,8 @@ class Left(Struct, frozen=True):
 
     host: int
     reason: str
+    silent: bool = False
+    """Whether it is known that nothing was heard of it any more, though nobody had ended the connection."""
 
 
 HubEvent: TypeAlias = Joined | Heard | PieceCame | LogCame | Left | Refused

@@ -19,12 +19,13 @@ class Bootstrap(Struct, frozen=True, kw_only=True):
     invitation: msgspec.Raw
     """``link.hub.Invitation``, opened by the link: addresses and keys."""
     template: TemplateSpec | None
+    """Started before the agent has connected. On other hosts there is none: who waits for many of them wants to know
+    first whether they are there, and torch's import would be in the way of that."""
+    folders: tuple[str, ...] = ()
+    """Of the launcher's machine: the agent tells which of them its host has not."""
     stdin_is_link: bool
     """Whether end-of-file on stdin means that the supervisor is gone."""
     connect_timeout: float
-    warm_first: bool = True
-    """Whether the template is started before the agent has connected: torch's import is a long wait on this machine,
-    and on another one nobody should wait for it who only wants to know whether he got through."""
     version: str = __version__
     protocol: int = PROTOCOL
 

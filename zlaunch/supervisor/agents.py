@@ -1,5 +1,8 @@
 """Level 4: the agents' processes, as far as the supervisor holds them: stdin, stderr, and the exit status.
 
+One command starts the agent of one host, or the agents of many: srun does. Then the command is there as long as any of
+them is, and of a host that is lost no more is known than that its connection ended.
+
 An agent's stderr is shared with its fork template, and the template ends only after it has killed all below it. So
 end-of-file there means more than an exit status: nothing of that host's is alive any more.
 """
@@ -7,48 +10,50 @@ end-of-file there means more than an exit status: nothing of that host's is aliv
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import subprocess
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ..model import AgentCommand, signal_name
 
 SAID_LIMIT = 8192
-STDIN_SIZE = 1 << 20
 Explain: TypeAlias = Callable[[int | None, str], str]
-OWN_END = 0.05
-"""Seconds that an agent without a connection may take to end by itself."""
+OWN_END, FAR_END = 0.05, 1.0
+"""Seconds that an agent without a connection may take to end by itself; and that ssh may take to tell how it ended."""
 HANG_UP = 1.5
 """Seconds that an agent which was on its way may take to end: over ssh, for both ways and what it had begun."""
 LAST_PATIENCE = 2.0
 """Seconds from an agent's death to that of all below it."""
-F_SETPIPE_SZ = 1031
 
 
 @dataclass
 class AgentProcess:
-    """One agent's command, running."""
+    """A command that starts the agent of one host, or those of several, running."""
 
-    host: int
+    hosts: tuple[int, ...]
     process: subprocess.Popen[bytes]
-    said: bytes = b""
-    left: str = ""
-    """Why its connection ended, if it did."""
-    open: bool = True
-    gone_by: float | None = None
-    """When it counts as gone although something below it still holds its stderr."""
-    kill_at: float | None = None
-    pressed: bool = False
-    """Whether we killed it because its connection was gone."""
-    joined: bool = False
-    """Whether its agent has ever connected."""
+    pidfd: int
+    """Readable when the command has ended; -1 once that was seen."""
     explain: Explain | None = None
     """What to make of its exit status and its last words, where it is not the agent itself: ssh, for one."""
+    said: bytes = b""
+    open: bool = True
+    joined: set[int] = field(default_factory=set)
+    """Hosts whose agent has ever connected."""
+    left: dict[int, str] = field(default_factory=dict)
+    """Why a host's connection ended, or that it was hung up on."""
+    gone: set[int] = field(default_factory=set)
+    """Hosts of which nothing more is expected."""
+    gone_by: dict[int, float] = field(default_factory=dict)
+    """When a host counts as gone although something still holds the command's stderr."""
+    kill_at: float | None = None
+    pressed: bool = False
+    """Whether we killed it because nobody was connected any more."""
 
     @classmethod
     def start(cls, command: AgentCommand, line: bytes, explain: Explain | None = None) -> AgentProcess:
@@ -65,18 +70,26 @@ class AgentProcess:
         )
         assert process.stdin is not None
         assert process.stderr is not None
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(process.stdin.fileno(), F_SETPIPE_SZ, STDIN_SIZE)  # a large environment must not block us
-        with contextlib.suppress(BrokenPipeError):  # it is dead already: its stderr will say why
-            process.stdin.write(line)
+        _feed(process.stdin.fileno(), line)
         os.set_blocking(process.stderr.fileno(), False)
-        return cls(command.host, process, explain=explain)
+        return cls(command.hosts, process, os.pidfd_open(process.pid), explain)
 
     @property
     def stderr(self) -> int:
         """The descriptor to wait for."""
         assert self.process.stderr is not None
         return self.process.stderr.fileno()
+
+    def descriptors(self) -> list[int]:
+        """What to wait for: its stderr, and its end."""
+        return [fd for fd in (self.stderr, self.pidfd) if fd >= 0] if self.open else []
+
+    def ended(self) -> None:
+        """The command is gone. Its end-of-file is waited for, but not for ever: something else may hold its stderr."""
+        os.close(self.pidfd)
+        self.pidfd = -1
+        for host in self.hosts:
+            self.gone_by.setdefault(host, time.monotonic() + LAST_PATIENCE)
 
     def read(self) -> bool:
         """Take what it has said; False at the end-of-file."""
@@ -87,48 +100,67 @@ class AgentProcess:
             self.said = (self.said + data)[-SAID_LIMIT:]
         return True
 
-    def connection_left(self, reason: str) -> None:
-        """Its connection is gone. Whether its process is too is seen within moments; a silent one is ended."""
-        now = time.monotonic()
-        self.left, self.kill_at, self.gone_by = reason, now + OWN_END, now + LAST_PATIENCE
+    # --- on the way out ---------------------------------------------------------------------------------------------
 
-    def hang_up(self) -> None:
-        """Nobody waits for it any more. At the end of its stdin an agent ends by itself, here and behind an ssh."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+    def connection_left(self, host: int, reason: str, silent: bool) -> None:
+        """A host's connection is gone. Whether its agent is too is seen within moments; a silent one is ended."""
+        self._leave(host, reason, FAR_END if self.explain and not silent else OWN_END)
+
+    def hang_up(self, host: int) -> None:
+        """Nobody waits for this host any more. At the end of its stdin an agent ends by itself, also behind an ssh."""
+        self._leave(host, "it was hung up on", HANG_UP)
+        if self._nobody_stays():
+            assert self.process.stdin is not None
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
+    def _leave(self, host: int, reason: str, patience: float) -> None:
         now = time.monotonic()
-        self.left, self.kill_at, self.gone_by = "it was hung up on", now + HANG_UP, now + HANG_UP + LAST_PATIENCE
+        self.left[host] = reason
+        if self._nobody_stays():
+            self.kill_at = now + patience
+            self.gone_by[host] = now + patience + LAST_PATIENCE
+        else:
+            self.gone_by[host] = now + patience  # the command goes on, for the others
+
+    def _nobody_stays(self) -> bool:
+        return all(host in self.gone or host in self.left for host in self.hosts)
 
     def deadline(self) -> float | None:
-        """When ``press`` wants to be called."""
-        return (self.kill_at or self.gone_by) if self.open else None
+        """When ``overdue`` wants to be called."""
+        times = [t for host, t in self.gone_by.items() if host not in self.gone]
+        return min(times if self.kill_at is None else [*times, self.kill_at], default=None) if self.open else None
 
-    def press(self, now: float) -> bool:
-        """End one that has lost its connection and lives on; True when its end-of-file is not waited for any more."""
+    def overdue(self, now: float) -> list[int]:
+        """End one that has lost all its connections and lives on; which hosts are not waited for any more."""
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = None
             if self.process.poll() is None:
                 self.pressed = True
                 self.process.kill()
-        return self.gone_by is not None and now >= self.gone_by
+        return [host for host, at in self.gone_by.items() if now >= at and host not in self.gone]
 
-    def reason(self) -> str:
-        """How it ended, and what it said last."""
+    # --- what is known ----------------------------------------------------------------------------------------------
+
+    def reason(self, host: int) -> str:
+        """How a host's agent ended, and what was said last."""
+        left = self.left.get(host, "")
+        if left and len(self.hosts) > 1:
+            return left
         try:
-            status: int | None = self.process.wait(1)
+            status = self.process.wait(1)
         except subprocess.TimeoutExpired:
-            return "its agent closed its stderr and lives on"
-        if self.explain is not None and not self.joined:
+            return left or "its agent closed its stderr and lives on"
+        if self.explain is not None and host not in self.joined:
             return self.explain(status, self.words())
-        ssh = self.explain is not None
-        if self.left and (self.pressed or ssh):
-            how = self.left
-        elif status is not None and status < 0:
-            how = f"its agent (pid {self.process.pid}) was killed by {signal_name(-status)}"
+        what = os.path.basename(str(self.process.args[0])) if self.explain else "agent"  # type: ignore[index]
+        if left and (self.pressed or self.explain):
+            how = left
+        elif status < 0:
+            how = f"its {what} (pid {self.process.pid}) was killed by {signal_name(-status)}"
         else:
-            how = f"its {'ssh' if ssh else 'agent'} (pid {self.process.pid}) ended with status {status}"
-        return f"{how}; {'ssh' if ssh else 'it'} said:\n{self.words()}" if self.words() else how
+            how = f"its {what} (pid {self.process.pid}) ended with status {status}"
+        return f"{how}; {what if self.explain else 'it'} said:\n{self.words()}" if self.words() else how
 
     def late(self) -> str:
         """What is known of one that did not connect in time."""
@@ -140,15 +172,19 @@ class AgentProcess:
         """What it has said on stderr."""
         return self.said.decode(errors="replace").strip()
 
-    def end(self) -> None:
-        """Make sure that it is gone, and close what we hold of it."""
-        if not self.open:
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self, host: int | None = None) -> None:
+        """This host (or ``None``: all) is done with. After the last one, make sure that nothing is left of it."""
+        self.gone.update(self.hosts if host is None else (host,))
+        if not self.open or len(self.gone) < len(self.hosts):
             return
         self.open = False
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        if self.explain is None and (self.gone_by is None or time.monotonic() < self.gone_by):
+        late = any(time.monotonic() >= at for at in self.gone_by.values())
+        if self.explain is None and not late:
             self._wait_for_all()
         self.close_descriptors()
 
@@ -167,3 +203,26 @@ class AgentProcess:
             if stream:
                 with contextlib.suppress(OSError):
                     stream.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def _feed(stdin: int, line: bytes) -> None:
+    """Have a command read a line. What its pipe does not hold is written by a thread: ssh reads when it has logged in.
+
+    A pipe holds 64 KiB, or 4 where the user has very many. Larger ones for all would be what he has very many of.
+    """
+    os.set_blocking(stdin, False)
+    written = 0
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the latter is dead already: its stderr will say why
+        written = os.write(stdin, line)
+    os.set_blocking(stdin, True)
+    if written < len(line):
+        copy = os.dup(stdin)
+        threading.Thread(target=_write, args=(copy, line[written:]), name="zlaunch-feed", daemon=True).start()
+
+
+def _write(fd: int, data: bytes) -> None:
+    with contextlib.suppress(OSError), open(fd, "wb") as pipe:
+        pipe.write(data)

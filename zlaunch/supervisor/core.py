@@ -5,10 +5,12 @@ Agents come, speak and go here; what becomes of runs is decided in ``schedule``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from .. import events as ev
+from ..model import TemplateSpec
 from ..protocol import messages as m
 from ..tables import AgentState
 from . import effects as do
@@ -18,6 +20,8 @@ from .state import Host
 
 GATHER = 1.0
 """Seconds from the first agent that could not be started to the report: whatever else is wrong belongs into it."""
+PING_EVERY = 30.0
+"""Seconds between questions for an agent's clock: two clocks drift apart by milliseconds within a minute."""
 LEAVE_PATIENCE = 10.0
 """Seconds from Shutdown to the moment when an agent that does not leave is ended."""
 
@@ -30,13 +34,15 @@ class SupervisorCore:
     starting: bool = False
     connect_by: float | None = None
     leave_by: float | None = None
+    ping_at: float | None = None
+    templates: Mapping[int, TemplateSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.hosts)
 
     def deadline(self) -> float | None:
         """When ``handle`` wants to be called with a Tick at the latest."""
-        times = (self.connect_by, self.leave_by, self.schedule.deadline())
+        times = (self.connect_by, self.leave_by, self.ping_at, self.schedule.deadline())
         return min((t for t in times if t is not None), default=None)
 
     def handle(self, event: on.Happening, now: float) -> list[do.Effect]:
@@ -44,7 +50,7 @@ class SupervisorCore:
         match event:
             case on.Begun():
                 self.hosts.update({plan.index: Host(plan) for plan in event.hosts})
-                self.starting, self.connect_by = True, event.connect_by
+                self.starting, self.connect_by, self.templates = True, event.connect_by, event.templates
                 return []
             case on.Submitted():
                 return self.schedule.submit(event.order, now)
@@ -74,7 +80,7 @@ class SupervisorCore:
             case m.Hello():
                 return self._hello(host, message, now)
             case m.Pong():
-                host.clock_offset = message.clock - (message.sent + now) / 2
+                host.heard_clock(message.sent, message.clock, now)
                 return []
             case m.TemplateReady():
                 text = f"template ready after {message.seconds:.2f} s ({message.start_method})"
@@ -109,7 +115,6 @@ class SupervisorCore:
         host.facts = message.facts
         host.clock_offset = message.clock - now
         effects: list[do.Effect] = [
-            do.Tell(host.plan.index, m.Ping(now)),
             do.Emit(ev.AgentConnected(now, host.plan.name, message.facts)),
             *self._notice(host, "debug", f"connected {_by(message.way)}", now),
         ]
@@ -122,7 +127,11 @@ class SupervisorCore:
             return []
         if all(state is AgentState.CONNECTED for state in states.values()):
             self.starting, self.connect_by = False, None
-            return [do.AllReady()]
+            welcome: list[do.Effect] = []
+            for host in self.hosts:
+                welcome += [do.Welcome(host), do.Tell(host, m.Ping(now))]
+            self.ping_at = now + PING_EVERY
+            return [*welcome, do.AllReady(), *(do.Tell(host, m.Warm(spec)) for host, spec in self.templates.items())]
         lost = any(state is AgentState.LOST for state in states.values())
         if lost and AgentState.LAUNCHED in states.values() and self.connect_by is not None:
             self.connect_by = min(self.connect_by, now + GATHER)
@@ -150,7 +159,8 @@ class SupervisorCore:
                 effects += self.schedule.lose_host(host, now) + self._start_settled(now)
             case AgentState.LEAVING:
                 host.machine.move("gone")
-                effects += self._all_gone(now)
+                host.reason = event.reason
+                effects += self.schedule.lose_host(host, now) + self._all_gone(now)
             case AgentState.LOST | AgentState.GONE:
                 return []
         return effects
@@ -159,7 +169,7 @@ class SupervisorCore:
         if self.schedule.closing:
             return []
         self.schedule.closing = True
-        self.starting, self.connect_by = False, None
+        self.starting, self.connect_by, self.ping_at = False, None, None
         self.leave_by = now + LEAVE_PATIENCE
         effects: list[do.Effect] = []
         for run in list(self.schedule.runs):
@@ -184,6 +194,10 @@ class SupervisorCore:
         effects: list[do.Effect] = []
         if self.connect_by is not None and now >= self.connect_by:
             effects += self._not_ready()
+        if self.ping_at is not None and now >= self.ping_at:
+            self.ping_at = now + PING_EVERY
+            there = [index for index, host in self.hosts.items() if host.machine.state is AgentState.CONNECTED]
+            effects += [do.Tell(index, m.Ping(now)) for index in there]
         if self.leave_by is not None and now >= self.leave_by:
             self.leave_by = None
             effects += [do.EndAgent(i) for i, h in self.hosts.items() if h.machine.state is AgentState.LEAVING]

@@ -19,6 +19,13 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class Welcome:
+    """Tell a host's agent that all are there, and what it may send."""
+
+    host: int
+
+
+@dataclass(frozen=True)
 class SendStart:
     """Send a step's letter and seats to a host."""
 
@@ -66,6 +73,14 @@ class EndAgent:
 
 
 @dataclass(frozen=True)
+class GiveUp:
+    """This host's agent has not answered in time: from now on it counts as gone."""
+
+    host: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class HangUp:
     """This agent has not come yet, and is wanted no more: let it end by itself, and make sure of it after a moment."""
 
@@ -77,4 +92,6 @@ class AllGone:
     """No agent is left: the loop may end."""
 
 
-Effect: TypeAlias = Tell | SendStart | Emit | Finish | AllReady | NotReady | EndAgent | HangUp | AllGone
+Effect: TypeAlias = (
+    Tell | Welcome | SendStart | Emit | Finish | AllReady | NotReady | EndAgent | GiveUp | HangUp | AllGone
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -34,6 +35,8 @@ class Begun:
 
     hosts: tuple[HostPlan, ...]
     connect_by: float
+    templates: Mapping[int, TemplateSpec] = field(default_factory=dict)
+    """By host index, for those that are to warm one up when all agents are there."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import msgspec
 from ..events import Event, Notice, Output, RunEnded
 from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
 from ..link.memory import Probe
-from ..model import AgentCommand, HostPlan
+from ..model import AgentCommand, HostPlan, TemplateSpec
 from ..protocol import messages as m
 from . import effects as do
 from . import happenings as on
@@ -72,6 +72,8 @@ class SupervisorLoop:
         self.inbox: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.agents: dict[int, AgentProcess] = {}
+        """By host."""
+        self.processes: list[AgentProcess] = []
         self.waiting: deque[Start] = deque()
         self.names: dict[int, str] = {}
         self.letters = Letters(self.hub)
@@ -90,14 +92,15 @@ class SupervisorLoop:
         hosts: Sequence[HostPlan],
         launch: Callable[[Hub], Sequence[Start]],
         timeout: float,
+        templates: Mapping[int, TemplateSpec],
     ) -> None:
-        """Start the agents; ``launch`` tells how.
+        """Start the agents; ``launch`` tells how, and ``templates`` what some of them warm up once all are there.
 
         It is done in the loop's own thread, where no KeyboardInterrupt comes between a process and our knowing of it.
         One that cannot be started is told through ``ready``.
         """
         self.names = {plan.index: plan.name for plan in hosts}
-        begun = on.Begun(tuple(hosts), time.monotonic() + timeout)
+        begun = on.Begun(tuple(hosts), time.monotonic() + timeout, templates)
         self._post(lambda: self._launch(launch, begun))
         try:
             self.thread.start()
@@ -107,6 +110,8 @@ class SupervisorLoop:
             raise
 
     def _launch(self, launch: Callable[[Hub], Sequence[Start]], begun: on.Begun) -> None:
+        if self.over:  # it was closed before it began
+            return
         self._handle(begun)
         self.waiting.extend(launch(self.hub))
         self._start_agents()
@@ -115,14 +120,18 @@ class SupervisorLoop:
         """Start those whose turn it is."""
         if not self.waiting:
             return
-        on_their_way = sum(agent.open and not agent.joined for agent in self.agents.values())
+        on_their_way = sum(process.open and not process.joined for process in self.processes)
         while self.waiting and on_their_way < STARTS_AT_ONCE:
             command, line, explain = self.waiting.popleft()
             try:
-                self.agents[command.host] = AgentProcess.start(command, line, explain)
-                on_their_way += 1
+                process = AgentProcess.start(command, line, explain)
             except OSError as error:
-                self._handle(on.AgentGone(command.host, f"{command.argv[0]} could not be started: {error.strerror}"))
+                for host in command.hosts:
+                    self._handle(on.AgentGone(host, f"{command.argv[0]} could not be started: {error.strerror}"))
+                continue
+            on_their_way += 1
+            self.processes.append(process)
+            self.agents.update(dict.fromkeys(command.hosts, process))
 
     def submit(self, order: on.RunOrder, letters: Mapping[int, int]) -> None:
         """Queue a run; ``letters`` are memfds by host index, which this loop owns from now on."""
@@ -175,10 +184,10 @@ class SupervisorLoop:
             self.finished(ended, run.ever_started, {})
 
     def _wait(self) -> None:
-        times = [self.core.deadline(), *(agent.deadline() for agent in self.agents.values())]
+        times = [self.core.deadline(), *(process.deadline() for process in self.processes)]
         deadline = min((t for t in times if t is not None), default=None)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        descriptors = [self.wake, *(a.stderr for a in self.agents.values() if a.open)]
+        descriptors = [self.wake, *(fd for process in self.processes for fd in process.descriptors())]
         events, ready = self.hub.poll(timeout, descriptors)
         for event in events:
             self._from_wire(event)
@@ -187,9 +196,13 @@ class SupervisorLoop:
         while self.inbox and not self.over:
             self.inbox.popleft()()
         now = time.monotonic()
-        for agent in list(self.agents.values()):
-            if agent.open and ((agent.stderr in ready and not agent.read()) or agent.press(now)):
-                self._handle(on.AgentGone(agent.host, agent.reason()))
+        for process in [process for process in self.processes if process.open]:
+            if process.pidfd in ready:
+                process.ended()
+            all_said = process.stderr in ready and not process.read()
+            for host in process.hosts if all_said else process.overdue(now):
+                if host not in process.gone:
+                    self._handle(on.AgentGone(host, process.reason(host)))
         self._start_agents()
         deadline = self.core.deadline()
         if deadline is not None and deadline <= time.monotonic():
@@ -208,8 +221,7 @@ class SupervisorLoop:
     def _from_wire(self, event: HubEvent) -> None:
         match event:
             case Joined(host):
-                self.agents[host].joined = True
-                self._tell(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
+                self.agents[host].joined.add(host)
             case Heard(host, message, payload):
                 self._heard(host, message, payload)
             case PieceCame(host, payload_id, offset, data):
@@ -218,8 +230,8 @@ class SupervisorLoop:
                     self._handle(on.PayloadCame(*place))
             case LogCame(host, log, data):
                 self._log_came(host, log, data)
-            case Left(host, reason):
-                self.agents[host].connection_left(reason)
+            case Left(host, reason, silent):
+                self.agents[host].connection_left(host, reason, silent)
             case Refused(kind, text, host):
                 if kind != "dropped":  # those are port scanners, and addresses that an agent has not taken
                     who = "" if host is None else self.names.get(host, "")
@@ -258,6 +270,8 @@ class SupervisorLoop:
         match effect:
             case do.Tell(host, message):
                 self._tell(host, message)
+            case do.Welcome(host):
+                self._tell(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
             case do.SendStart():
                 self._send_start(effect)
             case do.Emit(event):
@@ -271,10 +285,11 @@ class SupervisorLoop:
                 self.ready(self._missing(missing))
             case do.EndAgent(host):
                 self.hub.forget(host)
-                self.waiting = deque(start for start in self.waiting if start[0].host != host)
                 if host in self.agents:
-                    self.agents[host].end()
+                    self.agents[host].end(host)
                 self._handle(on.AgentGone(host, "it was ended"))
+            case do.GiveUp(host, reason):
+                self._handle(on.AgentGone(host, reason))
             case do.HangUp(host):
                 self._hang_up(host)
             case do.AllGone():
@@ -285,9 +300,9 @@ class SupervisorLoop:
     def _hang_up(self, host: int) -> None:
         self.hub.forget(host)
         if host in self.agents:
-            self.agents[host].hang_up()
+            self.agents[host].hang_up(host)
         else:
-            self.waiting = deque(start for start in self.waiting if start[0].host != host)
+            self.waiting = deque(start for start in self.waiting if host not in start[0].hosts)
             self._handle(on.AgentGone(host, "it was not started"))
 
     def _missing(self, missing: Sequence[tuple[int, str]]) -> str:
@@ -336,8 +351,8 @@ class SupervisorLoop:
 
     def _release_all(self) -> None:
         self.over = True
-        for agent in self.agents.values():
-            agent.end()
+        for process in self.processes:
+            process.end()
         self.hub.close()
         self.letters.close()
         self.probe.close()
@@ -345,8 +360,8 @@ class SupervisorLoop:
 
     def disarm(self) -> None:
         """In a forked child of the user's program: let go of what would keep the agents from seeing our death."""
-        for agent in self.agents.values():
-            agent.close_descriptors()
+        for process in self.processes:
+            process.close_descriptors()
         self.closed = threading.Event()  # the old one's lock may have been held by a thread that is not here
         self.closed.set()
 

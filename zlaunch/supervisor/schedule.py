@@ -10,7 +10,7 @@ Steps that want the same hosts queue, first come first served.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,26 +21,23 @@ from ..tables import AgentState, RunState
 from . import effects as do
 from . import happenings as on
 from .fates import choose_cause, lost_fates, provisional_fate
-from .routes import Routes
+from .openings import Openings
 from .state import Host, Run
 
 COLLECT = 0.01
 SYMPTOM_PATIENCE = 2.0
+CLOSE_PATIENCE = 20.0
+"""Seconds, after the grace, that an agent may take to end a step: 5 for ranks that hang in the kernel, then a sweep."""
 
 
 @dataclass
-class Schedule:
+class Schedule(Openings):
     """All runs that have not ended, and what becomes of them."""
-
-    hosts: dict[int, Host]
-    runs: dict[str, Run] = field(default_factory=dict)
-    """In the order in which they came."""
-    closing: bool = False
-    routes: Routes = field(default_factory=Routes)
 
     def deadline(self) -> float | None:
         """When ``tick`` wants to be called at the latest."""
-        times = [t for run in self.runs.values() for t in (run.decide_at, run.limit_at) if t is not None]
+        runs = self.runs.values()
+        times = [t for run in runs for t in (run.decide_at, run.limit_at, run.answer_by) if t is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> list[do.Effect]:
@@ -48,13 +45,23 @@ class Schedule:
         effects: list[do.Effect] = []
         for run in list(self.runs.values()):
             if run.decide_at is not None and now >= run.decide_at:
-                effects += self._decide(run)
+                effects += self._decide(run, now)
             if run.limit_at is not None and now >= run.limit_at:
                 run.limit_at = None
                 if run.machine.can("stop"):
                     run.outcome = "timed out"
-                    effects += self._stop(run, run.order.grace)
+                    effects += self._stop(run, run.order.grace, now)
+            if run.answer_by is not None and now >= run.answer_by:
+                run.answer_by = None
+                effects += [do.GiveUp(host, "its agent does not answer") for host in self._owing(run)]
         return effects
+
+    def _owing(self, run: Run) -> list[int]:
+        """The hosts of whose agents an answer is waited for."""
+        if run.state is RunState.RESERVING:
+            first, *_ = indices = run.indices()
+            return [first] if run.port == 0 else self.routes.missing(first, indices)
+        return [host for host, logs in run.open_hosts.items() if logs is None]
 
     def submit(self, order: on.RunOrder, now: float) -> list[do.Effect]:
         """Somebody wants a run."""
@@ -103,84 +110,13 @@ class Schedule:
                 effects += self._give_up(run, now, lost=lost)
                 continue
             if not wanted & mine and all(self._is_free(i) for i in mine):
-                effects += self._begin(run)
+                effects += self._begin(run, now)
             wanted |= mine
         return effects
 
     def _is_free(self, index: int) -> bool:
         host = self.hosts[index]
         return host.machine.state is AgentState.CONNECTED and host.run is None
-
-    def _begin(self, run: Run) -> list[do.Effect]:
-        run.machine.move("hosts are free")
-        effects: list[do.Effect] = []
-        for index in run.order.seats:
-            self.hosts[index].run = run.order.id
-            effects.append(do.Tell(index, m.Warm(run.order.templates[index])))
-        first, *_ = indices = run.indices()
-        meet = bool(self.routes.missing(first, indices))
-        effects.append(do.Tell(first, m.Reserve(run.order.id, run.attempt, meet)))
-        return effects
-
-    def reserved(self, host: Host, message: m.Reserved, now: float) -> list[do.Effect]:
-        """A port is kept: the ranks may start as soon as everybody knows the way to it."""
-        run = self._run_of(message.step, message.attempt)
-        if run is None or run.state is not RunState.RESERVING:
-            return []
-        run.port = message.port
-        first, *_ = indices = run.indices()
-        missing = self.routes.missing(first, indices)
-        if missing and message.point:
-            return [do.Tell(index, m.Reach(run.order.id, run.attempt, message.point)) for index in missing]
-        return self._launch(run, now)
-
-    def reached(self, host: Host, message: m.Reached, now: float) -> list[do.Effect]:
-        """A host has tried the ways to that of rank 0."""
-        run = self._run_of(message.step, message.attempt)
-        if run is None or run.state is not RunState.RESERVING or host.plan.index not in run.order.seats:
-            return []
-        first, *_ = indices = run.indices()
-        self.routes.found[first, host.plan.index] = message
-        if self.routes.missing(first, indices):
-            return []
-        unreachable = self.routes.unreachable(first, indices)
-        if unreachable:
-            self.routes.forget(first)
-            return self._nowhere(run, unreachable, now)
-        return self._launch(run, now)
-
-    def _nowhere(self, run: Run, unreachable: dict[int, str], now: float) -> list[do.Effect]:
-        """Some hosts cannot get to that of rank 0: nothing is started."""
-        name = run.order.hosts[0].name
-        for index, tried in unreachable.items():
-            text = f"it cannot reach {name}, where rank 0 would be, by any of its addresses: {tried}"
-            for fate in lost_fates(run.order.seats[index], run.fates, text, now):
-                run.fates[fate.rank] = fate
-        run.cause = next(iter(run.fates.values()))
-        run.outcome = "lost"
-        return self._stop(run, 0.0) + self._settle(run, now)
-
-    def _launch(self, run: Run, now: float) -> list[do.Effect]:
-        run.machine.move("port is kept")
-        order = run.order
-        routes = self.routes.choose(run.indices()[0], run.indices())
-        if order.time_limit is not None:
-            run.limit_at = now + order.time_limit
-        effects: list[do.Effect] = [
-            do.Emit(ev.RunStarted(now, order.id, order.name, order.hosts, run.attempt, order.log_token))
-        ]
-        for index, seats in order.seats.items():
-            place = {
-                "master_addr": routes[index].address,
-                "interface": routes[index].interface,
-                "master_port": run.port,
-                "restart_count": run.attempt,
-            }
-            placed = tuple(msgspec.structs.replace(seat, **place) for seat in seats)
-            run.open_hosts[index] = None
-            key = order.templates[index].key
-            effects.append(do.SendStart(index, order.id, run.attempt, key, placed, order.answers))
-        return effects
 
     def started(self, host: Host, message: m.Started, now: float) -> list[do.Effect]:
         """A rank's process is there."""
@@ -221,7 +157,7 @@ class Schedule:
         if not fate.ok:
             effects += self._failed(run, fate, now)
         if run.state is RunState.FAILING and len(run.fates) == run.order.world_size:
-            effects += self._decide(run)
+            effects += self._decide(run, now)
         return effects
 
     def closed(self, host: Host, message: m.Closed, now: float) -> list[do.Effect]:
@@ -244,14 +180,14 @@ class Schedule:
             run.decide_at = min(run.decide_at or now, now + COLLECT)
         return []
 
-    def _decide(self, run: Run) -> list[do.Effect]:
+    def _decide(self, run: Run, now: float) -> list[do.Effect]:
         run.decide_at = None
         if run.state is not RunState.FAILING:
             return []
         run.cause = choose_cause(run.failures.values())
         run.outcome = "lost" if run.cause.kind is FateKind.LOST else "failed"
         run.machine.move("cause known")
-        return self._stop_hosts(run, run.order.grace)
+        return self._stop_hosts(run, run.order.grace, now)
 
     def cancel(self, event: on.Cancelled, now: float) -> list[do.Effect]:
         """Somebody wants a run no more."""
@@ -264,17 +200,18 @@ class Schedule:
             return self._give_up(run, now, lost=None) + self._schedule(now)
         if run.state is RunState.STOPPING:
             run.unwanted = True
-            return self._stop_hosts(run, grace)
+            return self._stop_hosts(run, grace, now)
         run.outcome = "cancelled"
-        return self._stop(run, grace) + self._settle(run, now)
+        return self._stop(run, grace, now) + self._settle(run, now)
 
-    def _stop(self, run: Run, grace: float) -> list[do.Effect]:
+    def _stop(self, run: Run, grace: float, now: float) -> list[do.Effect]:
         run.machine.move("stop")
         run.decide_at = None
-        return self._stop_hosts(run, grace)
+        return self._stop_hosts(run, grace, now)
 
-    def _stop_hosts(self, run: Run, grace: float) -> list[do.Effect]:
+    def _stop_hosts(self, run: Run, grace: float, now: float) -> list[do.Effect]:
         run.limit_at = None
+        run.answer_by = now + grace + CLOSE_PATIENCE
         return [
             do.Tell(index, m.Stop(run.order.id, run.attempt, grace))
             for index in run.order.seats
@@ -297,7 +234,7 @@ class Schedule:
                 return []
         if run.pending:
             return []
-        effects = self._decide(run) if run.state is RunState.FAILING else []
+        effects = self._decide(run, now) if run.state is RunState.FAILING else []
         for index in run.order.seats:
             if self.hosts[index].run == run.order.id:
                 self.hosts[index].run = None
@@ -310,6 +247,7 @@ class Schedule:
 
     def _restart(self, run: Run, now: float) -> do.Effect:
         run.machine.move("restart")
+        self._doubt(run)
         cause = run.cause
         assert cause is not None  # an outcome of "failed" has one
         run.again()
@@ -327,6 +265,8 @@ class Schedule:
 
     def _finish(self, run: Run, now: float) -> list[do.Effect]:
         del self.runs[run.order.id]
+        if run.outcome != "succeeded":
+            self._doubt(run)
         fates = tuple(sorted(run.fates.values(), key=lambda fate: fate.at))
         cause = run.fates.get(run.cause.rank, run.cause) if run.cause else None
         survivors, unasked = tuple(run.survivors), tuple(run.unasked)
@@ -358,7 +298,7 @@ class Schedule:
             if run.state is RunState.RESERVING:
                 run.cause = run.cause or next(iter(run.failures.values()), None)
                 run.outcome = "lost"
-                effects += self._stop(run, 0.0)
+                effects += self._stop(run, 0.0, now)
             effects += self._settle(run, now)
         return effects + self._schedule(now)
 
@@ -383,7 +323,3 @@ class Schedule:
             return [do.Emit(event)]
         host.held.append((logs, event))
         return []
-
-    def _run_of(self, step: str, attempt: int) -> Run | None:
-        run = self.runs.get(step)
-        return run if run and run.attempt == attempt else None

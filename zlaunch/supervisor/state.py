@@ -18,12 +18,21 @@ class Host:
     facts: HostFacts | None = None
     clock_offset: float = 0.0
     """The agent's clock minus ours."""
+    round_trip: float = float("inf")
+    """Seconds, of the question whose answer told the offset; it grows a little with each that was worse."""
     run: str | None = None
     logs_seen: int = 0
     held: list[tuple[int, ev.Event]] = field(default_factory=list)
     """Events that must not be told before the log messages up to a number have been."""
     reason: str = ""
     machine: Machine[AgentState] = field(default_factory=lambda: Machine(AGENT_TABLE, AgentState.LAUNCHED))
+
+    def heard_clock(self, sent: float, clock: float, now: float) -> None:
+        """The agent has told its clock. Answers that were long on their way tell little, and count no more."""
+        took = now - sent
+        if took <= 2 * self.round_trip:
+            self.clock_offset = clock - (sent + now) / 2
+        self.round_trip = min(took, 1.1 * self.round_trip)
 
 
 @dataclass
@@ -45,6 +54,8 @@ class Run:
     """Hosts that were lost with something of the run on them."""
     decide_at: float | None = None
     limit_at: float | None = None
+    answer_by: float | None = None
+    """When agents whose answer is still waited for are given up."""
     port: int = 0
     ever_started: bool = False
     unwanted: bool = False
@@ -63,7 +74,8 @@ class Run:
     def again(self) -> None:
         """Made ready for a restart: nothing of the failed attempt counts any more."""
         self.attempt += 1
-        self.outcome, self.cause, self.decide_at, self.limit_at = "succeeded", None, None, None
+        self.outcome, self.cause, self.decide_at = "succeeded", None, None
+        self.limit_at = self.answer_by = None
         for collection in (self.fates, self.failures, self.started, self.pending, self.open_hosts):
             collection.clear()
 

@@ -22,7 +22,7 @@ _WORDS = ("MPI", "NCCL", "RCCL", "*CCL")
 _OF_MAKER: dict[Maker, CommBackend] = {"nvidia": "NCCL", "amd": "RCCL"}
 _AMD = re.compile(r"gfx|mi\d|cdna|rdna|vega|instinct|radeon|amd", re.IGNORECASE)
 _NVIDIA = re.compile(
-    r"sm_?\d|compute_|nvidia|cuda|pascal|volta|turing|ampere|ada|hopper|blackwell|rubin|(tesla|rtx|gtx|quadro)\b"
+    r"sm_?\d|compute_|nvidia|cuda|pascal|volta|turing|ampere|ada|hopper|blackwell|rubin|tesla|rtx|gtx|quadro"
     r"|g?[pvtalhb]\d+",
     re.IGNORECASE,
 )
@@ -56,12 +56,10 @@ def comm_backend(word: str, system: System) -> CommBackend:
     if name == "MPI":
         return "MPI"
     where = f"a node of {system.name}" if system.name else "a node"
-    if not system.gpus_per_node:
-        if system.described("gpus_per_node"):
-            raise _cannot(word, f"{where} has no GPU")
-        return "RCCL" if name == "RCCL" else "NCCL"
+    if not system.gpus_per_node and system.described("gpus_per_node"):
+        raise _cannot(word, f"{where} has no GPU")
     whose = maker(system.gpu_arch)
-    if whose is None and name == "*CCL":
+    if whose is None and name == "*CCL" and system.gpus_per_node:
         raise DescriptionError(
             f"--comm-backend {word}: whose GPUs are {system.gpu_arch or 'those here'}?",
             "say NCCL or RCCL, or -p gpu_arch=",

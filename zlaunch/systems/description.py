@@ -92,9 +92,8 @@ def describe(
         gpu_arch: the architecture of the GPUs here, from ``gpus.architecture``.
         which: finds a program; by default in ``environ``'s PATH.
     """
-    labels = _labels(hostname, environ)
-    own = next((system for label in labels for system in file.values() if label in system.hosts), None)
-    name = own.name if own else next((label for label in _short(labels, hostname, environ) if label in KNOWN), "")
+    own = next((one for name in _own_names(hostname, environ) for one in file.values() if name in one.hosts), None)
+    name = own.name if own else next((name for name in _names(hostname, environ) if name in KNOWN), "")
     queue = queue or next((environ[key] for key in _QUEUE_OF_OUR_JOB if environ.get(key)), None)
     system = _detected(environ, facts, gpu_arch, which)
     if name in KNOWN:
@@ -114,20 +113,16 @@ def without_digits(name: str) -> str:
     return re.sub(r"\d", "", name.lower())
 
 
-def _labels(hostname: str, environ: Mapping[str, str]) -> list[str]:
-    """All names that the user's file may have for this host, the most special first."""
-    parts = [part for part in hostname.lower().split(".") if part]
+def _names(hostname: str, environ: Mapping[str, str]) -> list[str]:
+    """What the table is asked for. Not for the domain: many a matrix.org has no such machine."""
     named = [environ[key].lower() for key in _NAMED_BY if environ.get(key)]
-    found = [hostname.lower(), *(name for part in parts for name in (part, without_digits(part))), *named]
-    return [name for name in dict.fromkeys(found) if name]
+    return [without_digits(hostname.partition(".")[0]), *named]
 
 
-def _short(labels: list[str], hostname: str, environ: Mapping[str, str]) -> list[str]:
-    """Of these, what the table is asked for: ``matrix.org`` is the domain of many who have no such machine."""
-    domain = hostname.lower().split(".")[1:]
-    unwanted = {name for part in domain for name in (part, without_digits(part))}
-    first = without_digits(hostname.partition(".")[0])
-    return [name for name in labels if name == first or name not in unwanted]
+def _own_names(hostname: str, environ: Mapping[str, str]) -> list[str]:
+    """What the user's file is asked for, the most special first."""
+    parts = hostname.lower().split(".")
+    return [hostname.lower(), *(name for part in parts for name in (part, without_digits(part))), *_names("", environ)]
 
 
 # --- layer by layer -----------------------------------------------------------------------------------------
@@ -183,7 +178,7 @@ def _with_node(system: System, node: Node) -> System:
         usable_cores=node.usable_cores or node.cores,
         gpus_per_node=node.gpus,
         gpu_arch=node.arch,
-        mem_per_gpu=node.memory,
+        mem_per_gpu=float(node.memory),
         usable_memory=node.usable_memory,
         numa_domains=node.numa,
     )

@@ -80,17 +80,16 @@ def packed_cores(ranks_per_node: int) -> str:
 
 
 _CHANNELS = Setting("NCCL_MIN_NCHANNELS", "24", "AMD's advice: collectives are faster with more channels")
-_OWN_FOLDER = "ranks of several nodes must not share MIOpen's files in the home folder"
 _MIOPEN_FOLDERS = (
-    Setting("MIOPEN_USER_DB_PATH", "MIOpen_user_db", _OWN_FOLDER, under_tmp=True),
-    Setting("MIOPEN_CUSTOM_CACHE_DIR", "MIOpen_custom_cache", _OWN_FOLDER, under_tmp=True),
+    Setting("MIOPEN_USER_DB_PATH", "MIOpen_user_db", under_tmp=True),
+    Setting("MIOPEN_CUSTOM_CACHE_DIR", "MIOpen_custom_cache", under_tmp=True),
 )
-_READ = "large messages by Slingshot's alternative read protocol"
+_SLINGSHOT = "faster on Slingshot"
 
 FAMILIES: dict[str, Family] = {
     "el-capitan": Family(
         environment=(
-            Setting("NCCL_NET_GDR_LEVEL", "3", "collectives hang otherwise"),
+            Setting("NCCL_NET_GDR_LEVEL", "3", "it hangs otherwise"),
             _CHANNELS,
             Setting("MIOPEN_DEBUG_DISABLE_FIND_DB", "0"),
             Setting("MIOPEN_DISABLE_CACHE", "0"),
@@ -105,15 +104,15 @@ FAMILIES: dict[str, Family] = {
             Setting("PYTORCH_MIOPEN_SUGGEST_NHWC", "1"),
             Setting("PYTORCH_MIOPEN_SUGGEST_NHWC_BATCHNORM", "1"),
             Setting("TENSILE_SOLUTION_SELECTION_METHOD", "2"),
-            Setting("FI_CXI_RDZV_PROTO", "alt_read", _READ, COLLECTIVES),
-            Setting("FI_CXI_RDZV_THRESHOLD", "0", _READ, COLLECTIVES),
-            Setting("FI_CXI_RDZV_GET_MIN", "0", _READ, COLLECTIVES),
-            Setting("FI_CXI_RDZV_EAGER_SIZE", "0", _READ, COLLECTIVES),
+            Setting("FI_CXI_RDZV_PROTO", "alt_read", _SLINGSHOT, COLLECTIVES),
+            Setting("FI_CXI_RDZV_THRESHOLD", "0", backends=COLLECTIVES),
+            Setting("FI_CXI_RDZV_GET_MIN", "0", backends=COLLECTIVES),
+            Setting("FI_CXI_RDZV_EAGER_SIZE", "0", backends=COLLECTIVES),
         ),
         arguments=(
             Argument("flux", "--exclusive"),
-            Argument("flux", "-ofastload", "on"),
-            Argument("flux", "--setattr", "rdzv_get_en=0"),
+            Argument("flux", "-ofastload", "on", _SLINGSHOT),
+            Argument("flux", "--setattr", "rdzv_get_en=0", _SLINGSHOT),
             Argument("flux", "-ompibind", "omp_proc_bind,omp_places"),
         ),
         ofi_plugin=True,
@@ -139,7 +138,7 @@ FAMILIES: dict[str, Family] = {
 
 _MI250X = Node(64, 8, "gfx90a", 64, 4)
 _MI300A = Node(96, 4, "gfx942", 128, 4, usable_memory=0.8)
-"""The GPUs' memory is the CPUs' too."""
+"""The GPUs' memory is the CPUs' too, and programs that take all of it run out of it."""
 _MI50 = Node(48, 8, "gfx906", 32, 2)
 _H100 = Node(112, 4, "sm_90", 80, 8)
 _SIERRA = Node(44, 4, "sm_70", 16, 2, usable_cores=32)

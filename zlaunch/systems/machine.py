@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .hosts import user_and_host
 
-LOOKUP_PATIENCE = 3.0
+LOOKUP_PATIENCE = 1.0
 """Seconds for all names together: a name server that is dead costs 5 to 10 for each."""
 _LOOKUPS_AT_ONCE = 64
 
@@ -26,9 +26,9 @@ def is_this_machine(name: str) -> bool:
 def are_this_machine(names: Sequence[str]) -> list[bool]:
     """Which names and addresses mean this machine, for the user that we are.
 
-    A name that nobody knows does not, nor one that nobody answers for within 3 s, nor another user's ``user@host``: it
-    takes an ssh to become that user. Names are looked up side by side; addresses, ``localhost`` and our own name are
-    not looked up at all.
+    A name that nobody knows does not, nor one that nobody answers for within a second, nor another user's
+    ``user@host``: it takes an ssh to become that user. Names are looked up side by side; addresses, ``localhost`` and
+    our own name are not looked up at all.
     """
     hosts: list[str | None] = []
     for name in names:

@@ -39,6 +39,8 @@ class FakeHost:
     """Ranks that go on after SIGTERM."""
     immortal: set[int] = field(default_factory=set)
     """Ranks that SIGKILL does not end either: they hang in the kernel."""
+    hangs: bool = False
+    """It takes nothing in and says nothing, though its connection stands."""
     forks: bool = True
     """False: the template is slow, and forks nothing until ``fork_now``."""
     addresses: tuple[str, ...] = ("10.0.0.1",)
@@ -63,6 +65,8 @@ class FakeHost:
 
     def feed(self, event: agent_on.Happening) -> None:
         """Let the agent's core handle an event, and all that comes of it."""
+        if self.hangs:
+            return
         self.queue.append(event)
         while self.queue:
             for effect in self.core.handle(self.queue.popleft(), self.now):
@@ -231,10 +235,14 @@ class Pair:
                 self.problems += [f"{self.hosts[host].plan.name}: {reason or 'late'}" for host, reason in missing]
             case do.AllGone():
                 self.over = True
+            case do.Welcome():
+                pass
             case do.AllReady():
                 self.ready = True
             case do.EndAgent():
                 pass
+            case do.GiveUp(host, reason):
+                self.gone(self.hosts[host], reason)
             case do.HangUp(host):
                 self.gone(self.hosts[host], "it was hung up on")
 
