@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,6 @@ import pytest
 from bed import Bed, BedError
 from bed.programs import until
 from bed.slurm import Slurm
-
-
-@pytest.fixture(scope="module", autouse=True)
-def limited(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """A job whose time is over soon. Slurm looks every 30 s: meanwhile the other tests are run, beside it."""
-    output = tmp_path_factory.mktemp("limited") / "output"
-    job = slurm.submit("-p", "short", "-w", "node1", "-o", output, "--wrap", "srun sh -c 'exec sleep 654'")
-    slurm.wait(job, "RUNNING")
-    until(lambda: "sleep 654" in commands(slurm, "node1"), "the step")
-    slurm.ask("scontrol", "update", f"JobId={job}", "EndTime=now")
-    yield job, output
-    slurm.restore()
 
 
 def commands(slurm: Slurm, name: str) -> set[str]:
@@ -195,13 +182,6 @@ def test_a_killed_one_leaves_no_process_and_the_next_removes_its_rest() -> None:
     with Bed(1) as bed, Slurm(bed):
         assert not folder.exists()
         assert not list(Path("/sys/fs/cgroup").glob(f"*/{folder.name}*"))
-
-
-def test_a_job_ends_at_its_time_limit(slurm: Slurm, limited: tuple[int, Path]) -> None:
-    job, output = limited
-    assert slurm.wait(job, "TIMEOUT", "FAILED", seconds=40) == "TIMEOUT"
-    assert "DUE TO TIME LIMIT" in output.read_text()
-    until(lambda: not commands(slurm, "node1"), "the end of all", 1)
 
 
 def test_restore_ends_jobs_and_mends_hosts(slurm: Slurm) -> None:

@@ -1,5 +1,7 @@
 """The words of ``zlaunch run``: where options end, how they are spelled, what is refused."""
 
+import shlex
+
 import pytest
 
 from zlaunch.cli.grammar import UsageError, Words, split
@@ -97,11 +99,13 @@ def test_what_torchrun_needs_and_we_do_not() -> None:
         ("--view plian x", "--view: 'plian' is not a choice", "plain"),
         ("--view live x", "--view live: not built yet", "plain"),
         ("-r mpi x", "-r mpi: not built yet", "tcp"),
-        ("--scheduler slurm x", "--scheduler slurm: not built yet", "local"),
+        ("--scheduler flux x", "--scheduler flux: not built yet", "slurm"),
+        ("--scheduler LSFScheduler x", "--scheduler LSFScheduler: not built yet", "slurm"),
+        ("--scheduler slrum x", "--scheduler: 'slrum' is not a choice", "did you mean slurm?"),
         ("--hosts --hostfile x", "--hosts needs a value", "--hosts=--hostfile"),
         ("--hostnames a,b x", "there is no option --hostnames", ""),
-        ("-x K=1 x", "-x: zlaunch 0.1 starts ranks by itself", ""),
-        ("-p gpus_per_node=8 x", "-p: not built yet", ""),
+        ("--bind numa x", "--bind: not built yet", ""),
+        ("--detach x", "--detach: not built yet", ""),
     ],
 )
 def test_what_is_refused(line: str, message: str, hint: str) -> None:
@@ -139,3 +143,28 @@ def test_command_lines_of_torchrun_hpc_without_a_scheduler(line: str) -> None:
     words = split(line.split())
     assert words.command[0].endswith(".py")
     assert words.not_needed == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "command"),
+    [
+        ("-l trial -N 2 train.py", "trial", ("train.py",)),
+        ("-l . train.py", ".", ("train.py",)),
+        ("-ltrial train.py", "trial", ("train.py",)),
+        ("-vl trial train.py", "trial", ("train.py",)),
+        ("--launch-dir=trial train.py", "trial", ("train.py",)),
+        ("--launch_dir trial train.py", "trial", ("train.py",)),
+        ("-l -N 2 train.py", "", ("train.py",)),
+        ("-l -- train.py", "", ("train.py",)),
+        ("-l train.py", "train.py", ()),  # as the dashes are for
+    ],
+)
+def test_a_launch_directory_may_be_left_to_us(line: str, folder: str, command: tuple[str, ...]) -> None:
+    words = split(line.split())
+    assert (values(words, "launch-dir"), words.command) == ([folder], command)
+
+
+def test_what_x_takes() -> None:
+    words = split(shlex.split("-x --ntasks=8 NCCL_DEBUG=INFO -x~--no-kill -x --exclusive -x -J=a train.py x=1"))
+    assert values(words, "xargs") == ["--ntasks=8", "NCCL_DEBUG=INFO", "~--no-kill", "--exclusive", "-J=a"]
+    assert words.command == ("train.py", "x=1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from zlaunch import events as ev
+from zlaunch.agent import happenings as agent_on
 from zlaunch.model import HostFacts, Seat
 from zlaunch.protocol import messages as m
 from zlaunch.supervisor import effects as do
@@ -76,6 +77,14 @@ def test_a_host_that_is_lost_while_others_start_is_told() -> None:
     assert not pair.ready
 
 
+def test_who_is_waited_for_is_told() -> None:
+    pair = Pair(1, 1)
+    _come(pair, 0)
+    pair.advance(60)
+    said = [event.text for event in pair.events if isinstance(event, ev.Notice) and event.level == "warning"]
+    assert said == ["waiting for the agents of host1"] * 3  # after 5 s, 15 s and 35 s
+
+
 # --- the way to rank 0 ----------------------------------------------------------------------------------------------
 
 
@@ -110,7 +119,10 @@ def test_a_host_that_cannot_reach_rank_0s_fails_the_run_before_it_starts() -> No
     assert ended.outcome == "lost"
     assert ended.cause is not None
     assert ended.cause.hostname == "host2"
-    assert ended.cause.text == "it cannot reach host0, where rank 0 would be, by any of its addresses: no answer"
+    words = (
+        "it cannot reach host0, where rank 0 would be, by any of its addresses: no answer\nHosts of a step must reach"
+    )
+    assert ended.cause.text.startswith(words)
     assert not pair.seats
     pair.hosts[2].blind_to.clear()  # somebody has opened the firewall: it is tried again
     pair.submit(order("s", pair))
@@ -257,6 +269,20 @@ def test_a_host_that_is_lost_on_the_way_out_is_named() -> None:
     assert ended.unasked == ("host1",)
     assert sorted(fate.rank for fate in ended.fates) == [0, 1]
     assert pair.over
+
+
+def test_a_host_that_is_taken_away_is_the_cause_and_not_the_signals_that_end_its_ranks() -> None:
+    pair = connected(2, 2)
+    _elsewhere(pair)
+    pair.submit(order("r", pair))
+    pair.hosts[1].feed(agent_on.SupervisorLost("told to end by SIGTERM"))
+    pair.advance(1)
+    (ended,) = pair.ended
+    assert ended.outcome == "lost"
+    assert ended.cause is not None
+    assert (ended.cause.hostname, ended.cause.text) == ("host1", "its agent goes: told to end by SIGTERM")
+    assert ended.unasked == ()
+    assert [fate.signal for fate in sorted(ended.fates, key=lambda fate: fate.rank)] == [15] * 4
 
 
 def test_clocks_that_drift_are_asked_for_again() -> None:

@@ -36,6 +36,7 @@ LEVELS = {
     "view": 4,
     "cluster": 5,
     "access": 5,
+    "allocation": 5,
     "steps": 5,
     "launcher": 5,
     "result": 5,

@@ -324,3 +324,20 @@ def test_a_folder_that_came_later_is_not_expected_there(
         import came_later  # type: ignore[import-not-found]
 
         assert launcher.run(came_later.answer)[0] == 42
+
+
+@pytest.mark.parametrize("words", [("train.py",), ("-m", "train"), ("./train.py.sh",)])
+def test_nothing_else_is_taken_for_a_script_that_a_host_has_not_got(bed: Bed, words: tuple[str, ...]) -> None:
+    bed.path("node1", "/root/train.py").write_text("print('another one')\n")
+    program = bed.path("node1", "/root/train.py.sh")
+    program.write_text("#!/bin/sh\necho another one\n")
+    program.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="only-here-") as folder:
+        Path(folder, "train.py").write_text("print('mine')\n")
+        options = ("-m", "zlaunch", "run", "--hosts", "node1", "--ssh-config", str(bed.ssh_config), "-n", "1")
+        argv = [sys.executable, *options, *words]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=folder)
+    assert done.returncode not in (0, 2), done.stdout
+    assert "another one" not in done.stdout
+    if words == ("train.py",):
+        assert "a script must be on every host, at the same path" in done.stderr

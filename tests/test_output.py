@@ -290,7 +290,7 @@ def test_a_full_disk_under_the_logs(small_disk: Path) -> None:
     said = [line for line in ran.err.splitlines() if line.startswith("zlaunch: ")]
     assert any(str(small_disk) in line and "No space left on device" in line for line in said), said
     refused = sum(int(found[1]) for line in said if (found := re.search(r"(\d+) bytes could not be written", line)))
-    kept = sum(path.stat().st_size for path in small_disk.rglob("*.log"))
+    kept = sum(path.stat().st_size for path in small_disk.rglob("*].log"))  # the ranks, not the agent
     given = sum(
         len(f"{r} out {i}\n") + (len(f"{r} err {i}\n") if i % 10 == 9 else 0) for r in "01" for i in range(count)
     )

@@ -7,13 +7,13 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from .backends import local, ssh
+from .backends import local, slurm, ssh
 from .errors import LaunchError
 from .link.hub import Hub
 from .model import AgentCommand, HostPlan, TemplateSpec
@@ -34,11 +34,17 @@ class Access:
     python: str | None = None
     setup: str | None = None
     silence: float = 4.5
+    job: str = ""
+    """Of a scheduler, whose nodes the hosts are; empty for hosts that are reached by ssh."""
 
     def check(self, hosts: Sequence[HostPlan]) -> None:
-        """Raises LaunchError where other hosts are wanted and there is no ssh."""
-        if not all(host.here for host in hosts) and shutil.which("ssh") is None:
+        """Raises LaunchError or FileNotFoundError where other hosts are wanted, and ssh or its file is not there."""
+        if self.job or all(host.here for host in hosts):
+            return
+        if shutil.which("ssh") is None:
             raise LaunchError(ssh.NO_SSH)
+        if self.ssh_config is not None and not Path(self.ssh_config).is_file():
+            raise FileNotFoundError(f"ssh_config_file: there is no file {self.ssh_config}")
 
     def addresses(self, hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:
         """Of this machine, for the agents of other hosts; none where there are no others."""
@@ -61,36 +67,75 @@ class Access:
             silence=self.silence,
         )
 
+    def commands(self, hosts: Sequence[HostPlan], timeout: float) -> tuple[AgentCommand, ...]:
+        """How the agents are started, to be shown."""
+        return (self.together(hosts),) if self.job else tuple(self.command(host, timeout) for host in hosts)
+
     @property
     def interpreter(self) -> str:
         """Python's path on other hosts."""
         return self.python or sys.executable
 
     def invite(
-        self, hub: Hub, host: HostPlan, template: TemplateSpec, timeout: float, folders: tuple[str, ...]
+        self,
+        hub: Hub,
+        hosts: Sequence[HostPlan],
+        templates: Mapping[bool, TemplateSpec],
+        timeout: float,
+        folders: tuple[str, ...],
+    ) -> list[Start]:
+        """The commands that start the hosts' agents, with fresh keys in their lines.
+
+        Args:
+            templates: for hosts here, and for others.
+            folders: of this machine, which others may not have.
+        """
+        if self.job:
+            return [self._invite_together(hub, hosts, timeout, folders)]
+        return [self._invite(hub, host, templates, timeout, folders) for host in hosts]
+
+    def _invite(
+        self,
+        hub: Hub,
+        host: HostPlan,
+        templates: Mapping[bool, TemplateSpec],
+        timeout: float,
+        folders: tuple[str, ...],
     ) -> Start:
-        """A host's command and bootstrap line, with fresh keys; ``folders`` are those that it may not have."""
         tunnel = "" if host.here else TUNNELS + secrets.token_hex(8)
         command = self.command(host, timeout, tunnel, hub)
         bootstrap = Bootstrap(
             hostname=host.name,
             invitation=msgspec.Raw(msgspec.json.encode(hub.invite(host.index, here=host.here, tunnel=tunnel))),
-            template=template if host.here else None,
+            template=templates[True] if host.here else None,
             folders=folders,
             stdin_is_link=command.stdin_is_link,
             connect_timeout=timeout,
         )
         if host.here:
             return command, bootstrap.to_line(), None
-        explain = functools.partial(ssh.explain, host.name, python=self.interpreter, setup=self.setup)
+        explain = functools.partial(
+            ssh.explain, host.name, python=self.interpreter, setup=self.setup, config=self.ssh_config
+        )
         return command, bootstrap.to_line(), explain
+
+    def _invite_together(self, hub: Hub, hosts: Sequence[HostPlan], timeout: float, folders: tuple[str, ...]) -> Start:
+        """One command for all, and one line, in which each agent finds its own keys."""
+        command = self.together(hosts)
+        bootstrap = Bootstrap(
+            places={host.name: msgspec.Raw(msgspec.json.encode(hub.invite(host.index, here=False))) for host in hosts},
+            template=None,
+            folders=folders,
+            stdin_is_link=command.stdin_is_link,
+            connect_timeout=timeout,
+        )
+        return command, bootstrap.to_line(), slurm.explain
+
+    def together(self, hosts: Sequence[HostPlan]) -> AgentCommand:
+        """How a scheduler starts the agents of all nodes of a job."""
+        return slurm.agents_command(hosts, self.job, os.environ, python=self.interpreter, setup=self.setup)
 
 
 def config_path(file: str | os.PathLike[str] | None) -> str | None:
-    """An ssh configuration file as ssh takes it. Raises FileNotFoundError where there is none."""
-    if file is None:
-        return None
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"ssh_config_file: there is no file {path}")
-    return str(path.resolve())
+    """An ssh configuration file as ssh takes it."""
+    return None if file is None else str(Path(file).expanduser().resolve())

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,8 +40,16 @@ _open: weakref.WeakSet[Cluster] = weakref.WeakSet()
 class Cluster:
     """Agents on some hosts, one supervisor, one desk."""
 
-    def __init__(self, hosts: Sequence[HostPlan], access: Access, settings: ViewSettings) -> None:
+    def __init__(
+        self,
+        hosts: Sequence[HostPlan],
+        access: Access,
+        settings: ViewSettings,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        """``release`` is called when all has ended: a scheduler's nodes are given back."""
         access.check(hosts)
+        self._release = release
         self.hosts = tuple(hosts)
         self.access = access
         self.facts: dict[int, HostFacts] = {}
@@ -72,8 +80,7 @@ class Cluster:
         self.folders = {*templates[False].sys_path, folder} if False in templates else set()
 
         def launch(hub: Hub) -> list[Start]:
-            folders = tuple(self.folders)
-            return [self.access.invite(hub, host, templates[host.here], timeout, folders) for host in self.hosts]
+            return self.access.invite(hub, self.hosts, templates, timeout, tuple(self.folders))
 
         try:
             _open.add(self)
@@ -89,7 +96,8 @@ class Cluster:
         if problem is not None:
             waited = time.monotonic() - started
             self.stop()
-            raise LaunchError(f"{problem}\n(after {waited:.1f} s; agent_timeout is {timeout:g} s)")
+            spent = f"\n(after {waited:.1f} s; agent_timeout is {timeout:g} s)" if waited >= timeout / 2 else ""
+            raise LaunchError(problem + spent)
         self._tell_of_folder(folder)
 
     def wait_started(self) -> None:
@@ -136,6 +144,8 @@ class Cluster:
     def wait_closed(self) -> None:
         """Wait for the end of a ``close``."""
         self.loop.closed.wait(STOP_PATIENCE)
+        if self._release:
+            self._release()
         self.desk.close()
         _open.discard(self)
 

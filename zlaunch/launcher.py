@@ -6,23 +6,36 @@ import dataclasses
 import functools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from .access import Access, config_path
+from .allocation import Allocation, ask, current, is_wanted
 from .cluster import Cluster
 from .fields import check_fields, hosts_of
-from .model import HostPlan, StartMethod, TaskKind
-from .plan import LaunchPlan, place_ranks
+from .model import AllocationRequest, HostPlan, StartMethod, TaskKind
+from .plan import LaunchPlan
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
 from .protocol.travel import modules_by_value
 from .result import LaunchResult, Run
-from .steps import among, backend_for, can_count, check_hosts, check_preload, counted, make_errands, with_backend
+from .steps import (
+    among,
+    backend_for,
+    can_count,
+    check_hosts,
+    check_preload,
+    counted,
+    make_errands,
+    make_plan,
+    with_backend,
+)
 from .surroundings import ranks_environment, view_settings
 from .systems.detect import facts as detect_facts
 from .systems.targets import check_module, check_program, check_script, search_path
@@ -112,6 +125,8 @@ class Launcher:
 
     view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
     """What the command line says of the view beyond ``log_dir`` and ``view``; wins over both."""
+    request: AllocationRequest = field(default=AllocationRequest(), init=False, repr=False, compare=False)
+    """What a scheduler is asked for, outside of its jobs."""
     _handlers: HandlerFactory | None = field(default=None, init=False, repr=False, compare=False)
     _shared: _Shared = field(
         default_factory=lambda: _Shared(),  # noqa: PLW0108 - defined below
@@ -236,6 +251,8 @@ class Launcher:
         mine = [plan.name for plan in self._places()]
         chosen = list(mine)
         if hosts is not None:
+            if not isinstance(hosts, int):
+                raise TypeError(f"on(hosts={hosts!r}): a number of hosts; by name they are on(hostnames=[...])")
             if not 1 <= hosts <= len(mine):
                 raise ValueError(f"on(hosts={hosts}): this launcher has {len(mine)} host(s)")
             chosen = mine[:hosts]
@@ -249,6 +266,7 @@ class Launcher:
             changes["workers_per_host"] = [counts[name] for name in chosen]
         other = dataclasses.replace(self, hostnames=chosen, **changes)
         other.view_settings, other._handlers, other._shared = self.view_settings, self._handlers, self._shared
+        other.request = self.request
         return other
 
     def set_logging_handlers(
@@ -268,28 +286,13 @@ class Launcher:
             self._handlers = handler_factory
         return self
 
+    def _allocation(self) -> Allocation | None:
+        """The scheduler's job that we are in, where its nodes are our hosts. Raises LaunchError."""
+        return current(os.environ, self.request.nodes) if is_wanted(self.hostnames, os.environ) else None
+
     def plan(self, kind: TaskKind = "function", *argv: str) -> LaunchPlan:
         """What a step would be: hosts, agents, environment, seats. Starts nothing. Raises as ``submit``."""
-        check_fields(self)
-        access, cluster = self._access(), self._shared.cluster
-        places: Sequence[HostPlan] = self._places()
-        if cluster:
-            places = among(cluster.hosts, places)
-        facts = dict(cluster.facts) if cluster else {p.index: detect_facts() for p in places if p.here}
-        plans = counted(self, places, facts) if can_count(self, places) or cluster else places
-        errands = make_errands(self, kind, argv, self._preload_for(kind), {place.here for place in places})
-        known = all(host.workers for host in plans)
-        if kind == "function" and known and len(facts) == len(plans):
-            errands = with_backend(errands, backend_for(self, plans, facts))
-        seats = place_ranks(plans, facts, "127.0.0.1" if len(plans) == 1 else "") if known else {}
-        errand = errands[places[0].here]
-        return LaunchPlan(
-            hosts=tuple(plans),
-            agents=tuple(access.command(place, self.agent_timeout) for place in places),
-            step=errand.step,
-            seats=tuple(seat for its in seats.values() for seat in its),
-            template=errand.template,
-        )
+        return make_plan(self, kind, argv)
 
     # --- the inside -------------------------------------------------------------------------------------------------
 
@@ -300,7 +303,7 @@ class Launcher:
         cluster = self._shared.cluster
         alone = cluster is None
         if cluster is None:
-            if all(place.here for place in places) or can_count(self, places):
+            if places and (all(place.here for place in places) or can_count(self, places)):
                 here = {place.index: detect_facts() for place in places if place.here}
                 plans = counted(self, places, here)
                 check_hosts(self, kind, [host for host in plans if host.here], here)
@@ -309,7 +312,7 @@ class Launcher:
         else:
             cluster.wait_started()
         try:
-            hosts = counted(self, among(cluster.hosts, places), cluster.facts)
+            hosts = counted(self, among(cluster.hosts, places or cluster.hosts), cluster.facts)
             check_hosts(self, kind, hosts, cluster.facts)
             preload = self._preload_for(kind) if alone else self.preload
             errands = make_errands(self, kind, argv, preload, {host.here for host in hosts})
@@ -340,21 +343,27 @@ class Launcher:
         check_fields(self)
         check_preload(preload)
         settings = self.view_settings or view_settings(self.view, self.log_dir, DEFAULT_LOG_DIR, self._handlers)
-        errands = make_errands(self, "function", (), preload, {place.here for place in places})
+        errands = make_errands(self, "function", (), preload, {place.here for place in places} or {False})
         templates = {here: errand.template for here, errand in errands.items()}
-        cluster = Cluster(places, self._access(), settings)
+        allocation = self._allocation() if places else ask(self.request, _say)
+        access = self._access(allocation.job if allocation else "")
+        release = allocation.release if allocation else None
+        cluster = Cluster(allocation.places() if allocation else places, access, settings, release)
         return cluster, functools.partial(cluster.start, templates, self.agent_timeout, os.getcwd())
 
-    def _access(self) -> Access:
-        return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout)
+    def _access(self, job: str) -> Access:
+        return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout, job)
 
     def _preload_for(self, kind: TaskKind) -> tuple[str, ...]:
         """A program of its own has no use for our torch."""
         return () if kind == "command" else self.preload
 
     def _places(self) -> tuple[HostPlan, ...]:
-        """Our hosts, with their ranks still to be counted."""
+        """Our hosts, with their ranks still to be counted; none where a scheduler has to be asked for them first."""
         cluster, names = self._shared.cluster, self.hostnames
+        if is_wanted(names, os.environ):
+            found = None if cluster else self._allocation()
+            return cluster.hosts if cluster else found.places() if found else ()
         known = {host.name: host.here for host in cluster.hosts} if cluster else {}
         if known and not isinstance(names, str) and known.keys() >= set(names) and len(set(names)) == len(names) > 0:
             return tuple(HostPlan(i, name, 0, known[name]) for i, name in enumerate(names))
@@ -367,6 +376,12 @@ class _Shared:
 
     cluster: Cluster | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(f"zlaunch: {text}\n")
+        sys.stderr.flush()
 
 
 def _wait(run: Run[R]) -> LaunchResult[R]:

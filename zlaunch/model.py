@@ -198,6 +198,22 @@ class Survivor(Struct, frozen=True):
     command: str
 
 
+class AllocationRequest(Struct, frozen=True, kw_only=True):
+    """What a scheduler is asked for, where we are in no job of its."""
+
+    nodes: int | None = None
+    """``None``: one, or all of the job that we are in."""
+    name: str = ""
+    queue: str | None = None
+    account: str | None = None
+    reservation: str | None = None
+    dependency: str | None = None
+    minutes: int | None = None
+    exclusive: bool = False
+    extra: tuple[tuple[str, str | None], ...] = ()
+    """Arguments as the scheduler spells them, each with its value or none; a ``~`` before the name removes one."""
+
+
 class AgentCommand(Struct, frozen=True, kw_only=True):
     """How a launch back end starts agents: a value, so that ``--dry-run`` can print what would run."""
 

@@ -99,6 +99,7 @@ class Run(Generic[R]):
         id: its name in log directories and in ``TORCHELASTIC_RUN_ID``.
         name: what runs.
         ended: how it ended, once it has; every rank's fate is in there.
+        hosts: where it runs, with the number of ranks of each.
     """
 
     def __init__(self, cluster: Keeper, run: str, name: str, hosts: Sequence[HostPlan], *, alone: bool) -> None:
@@ -106,7 +107,7 @@ class Run(Generic[R]):
         self.name = name
         self.ended: RunEnded | None = None
         self._cluster = cluster
-        self._hosts = tuple(hosts)
+        self.hosts = tuple(hosts)
         self.alone = alone
         self._started = False
         self._answers: dict[int, memoryview | None] = {}
@@ -116,8 +117,8 @@ class Run(Generic[R]):
         self._callbacks: list[Callable[[Run[R]], object]] = []
 
     def __repr__(self) -> str:
-        ranks = sum(host.workers for host in self._hosts)
-        return f"<Run {self.id}: {self.name}, {ranks} ranks on {len(self._hosts)} host(s), {self.status()}>"
+        ranks = sum(host.workers for host in self.hosts)
+        return f"<Run {self.id}: {self.name}, {ranks} ranks on {len(self.hosts)} host(s), {self.status()}>"
 
     def done(self) -> bool:
         """Whether it has ended, one way or another."""
@@ -217,7 +218,7 @@ class Run(Generic[R]):
             return error
         results: dict[str, list[R]] = {}
         rank = 0
-        for host in self._hosts:
+        for host in self.hosts:
             values: list[Any] = []
             for _ in range(host.workers):
                 try:

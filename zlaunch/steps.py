@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .allocation import is_wanted, nameless
 from .errors import LaunchError
-from .fields import check_gpu_memory
+from .fields import check_fields, check_gpu_memory
 from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
-from .plan import Errand, count_workers, template_for
+from .plan import Errand, LaunchPlan, count_workers, place_ranks, template_for
 from .surroundings import ranks_environment, record_level
+from .systems.detect import facts as detect_facts
 from .systems.targets import TargetError, check_import
 
 if TYPE_CHECKING:
@@ -131,3 +133,30 @@ def counted(launcher: Launcher, places: Sequence[HostPlan], facts: Mapping[int, 
     known = [facts[place.index] for place in places if place.index in facts]
     counts = count_workers(launcher.workers_per_host, names, known, launcher.gpus_per_worker)
     return tuple(msgspec.structs.replace(place, workers=n) for place, n in zip(places, counts, strict=True))
+
+
+def make_plan(launcher: Launcher, kind: TaskKind, argv: Sequence[str]) -> LaunchPlan:
+    """What a step would be, as far as it is known before anything is started."""
+    check_fields(launcher)
+    cluster = launcher._shared.cluster
+    scheduled = cluster is None and is_wanted(launcher.hostnames, os.environ)
+    places: Sequence[HostPlan] = nameless(launcher.request, os.environ) if scheduled else launcher._places()
+    job = os.environ.get("SLURM_JOB_ID", "<job>") if scheduled else ""
+    access = cluster.access if cluster else launcher._access(job)
+    if cluster:
+        places = among(cluster.hosts, places)
+    facts = dict(cluster.facts) if cluster else {p.index: detect_facts() for p in places if p.here}
+    plans = counted(launcher, places, facts) if can_count(launcher, places) or cluster else places
+    errands = make_errands(launcher, kind, argv, launcher._preload_for(kind), {place.here for place in places})
+    known = all(host.workers for host in plans)
+    if kind == "function" and known and len(facts) == len(plans):
+        errands = with_backend(errands, backend_for(launcher, plans, facts))
+    seats = place_ranks(plans, facts, "127.0.0.1" if len(plans) == 1 else "") if known else {}
+    errand = errands[places[0].here]
+    return LaunchPlan(
+        hosts=tuple(plans),
+        agents=access.commands(places, launcher.agent_timeout),
+        step=errand.step,
+        seats=tuple(seat for its in seats.values() for seat in its),
+        template=errand.template,
+    )

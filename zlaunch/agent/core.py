@@ -285,9 +285,10 @@ class AgentCore(Struct):
         if self.leaving != "no":
             return []
         self.leaving = "orphaned"
+        farewell: list[do.Effect] = [do.Send(m.Leaving(event.reason))]
         if self.step is None:
-            return self._leave()
-        return self._stop(self.step.key, ORPHAN_GRACE, now)
+            return farewell + self._leave()
+        return farewell + self._stop(self.step.key, ORPHAN_GRACE, now)
 
     def _leave(self) -> list[do.Effect]:
         if self.leaving == "told":

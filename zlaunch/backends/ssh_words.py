@@ -8,6 +8,7 @@ files printed before them is left out. Words in other languages, or of other pro
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Case(NamedTuple):
     host: str
     python: str
     setup: str | None
+    ssh: str = "ssh"
+    """As it is called by hand: with the configuration file that was asked for."""
 
 
 class Known(NamedTuple):
@@ -46,7 +49,7 @@ def _known(words: str, what: str, advice: str) -> Known:
     return Known(re.compile(words), what, advice)
 
 
-_BY_HAND = "ssh {host} true"
+_BY_HAND = "{ssh} {host} true"
 _INSTALL = f"pip install zlaunch=={__version__}"
 _NAME_IT = "name another one there with python=... or --python"
 
@@ -84,7 +87,7 @@ SSH: tuple[Known, ...] = (
     _known(
         r"No \S+ host key is known for|Host key verification failed",
         "ssh does not know its host key yet",
-        "Connect once by hand (ssh {host}) and accept the key, or set StrictHostKeyChecking accept-new.",
+        "Connect once by hand ({ssh} {host}) and accept the key, or set StrictHostKeyChecking accept-new.",
     ),
     _known(
         r"UNPROTECTED PRIVATE KEY FILE",
@@ -154,7 +157,9 @@ AGENT: tuple[Known, ...] = (
 """What our own agent, or its interpreter, says."""
 
 
-def explain(hostname: str, status: int | None, said: str, *, python: str, setup: str | None) -> str:
+def explain(
+    hostname: str, status: int | None, said: str, *, python: str, setup: str | None, config: str | None = None
+) -> str:
     """Why an agent that ssh was to start never connected: what it means, what was said, and what to do.
 
     Args:
@@ -163,8 +168,9 @@ def explain(hostname: str, status: int | None, said: str, *, python: str, setup:
         said: what came on its stderr, start-up files' words included.
         python: the interpreter that was asked for.
         setup: the command that was to go before it.
+        config: the ssh configuration file that was asked for.
     """
-    case = Case(hostname, python, setup)
+    case = Case(hostname, python, setup, f"ssh -F {shlex.quote(config)}" if config else "ssh")
     said = said.replace("zlaunch agent: ", "\nzlaunch agent: ")  # whoever spoke before may have ended no line
     lines = [line.rstrip() for line in said.splitlines() if line.strip()]
     for table, before in ((AGENT, 0), (SSH if status in (255, None) else (), _BEFORE)):
@@ -180,7 +186,7 @@ def explain(hostname: str, status: int | None, said: str, *, python: str, setup:
 
 
 def _told(what: str, lines: list[str], advice: str, case: Case) -> str:
-    fill = {"host": case.host, "python": case.python}
+    fill = {"host": case.host, "python": case.python, "ssh": case.ssh}
     said = [f"  {line}" for line in lines[:_SHOWN]]
     return "\n".join([f"{what}:" if said else what, *said, advice.format(**fill)])
 

@@ -14,11 +14,21 @@ from ..plan import LaunchPlan
 from ..torchenv.environment import rank_environment
 
 
-def describe(plan: LaunchPlan, environ: Mapping[str, str], copied: Collection[str] = ()) -> str:
+def describe(
+    plan: LaunchPlan,
+    environ: Mapping[str, str],
+    copied: Collection[str] = (),
+    allocation: Sequence[str] | None = None,
+) -> str:
     """The plan, host by host; what ``environ``, our own environment, has is not printed again.
 
-    ``copied`` are the names of those of our variables that go to other hosts.
+    Args:
+        plan: from ``Launcher.plan``.
+        environ: ours.
+        copied: the names of those of our variables that go to other hosts.
+        allocation: what asks a scheduler for the hosts; empty within its job; ``None`` where it is none's.
     """
+    scheduled = allocation is not None
     step = plan.step
     lines = [
         f"{_size(plan)}; nothing is started",
@@ -35,9 +45,16 @@ def describe(plan: LaunchPlan, environ: Mapping[str, str], copied: Collection[st
     lines += [f"  {_assignment(name, value)}" for name, value in sorted(shared.items())]
     if not all(host.here for host in plan.hosts):
         ours = ", ".join(sorted(copied)) or "none of ours"
-        lines += ["", f"other hosts: their own environment, and on top {ours}", f"  {_STDIN}"]
+        lines += ["", f"other hosts: their own environment, and on top {ours}"]
+        lines += [] if scheduled else [f"  {_STDIN}"]
+    if allocation:
+        lines += ["", f"nodes: {shlex.join(allocation)}"]
+    if scheduled:
+        lines += ["", *(f"agents: {shlex.join(agent.argv)}" for agent in plan.agents)]
+        lines += ["  their keys go to its stdin"]
     for host in plan.hosts:
-        lines += ["", *_host(host, [agent for agent in plan.agents if host.index in agent.hosts])]
+        agents = [agent for agent in plan.agents if host.index in agent.hosts and not scheduled]
+        lines += ["", *_host(host, agents, "" if host.here or scheduled else ", over ssh")]
         for seat in plan.seats:
             if seat.hostname == host.name:
                 own = sorted((k, v) for k, v in environments[seat.rank].items() if k not in shared)
@@ -75,9 +92,9 @@ def _started(how: str, preload: Sequence[str]) -> str:
     return f"forked after the import of {', '.join(preload)}" if preload else "forked from a bare interpreter"
 
 
-def _host(host: HostPlan, agents: Sequence[AgentCommand]) -> Iterator[str]:
+def _host(host: HostPlan, agents: Sequence[AgentCommand], how: str) -> Iterator[str]:
     ranks = _count(host.workers, "rank") if host.workers else "ranks as its agent counts them"
-    yield f"{host.name}: {ranks}{'' if host.here else ', over ssh'}"
+    yield f"{host.name}: {ranks}{how}"
     for agent in agents:
         yield f"  agent: {shlex.join(agent.argv)}"
 

@@ -111,6 +111,9 @@ class _Reader:
             self._keep(option, name, "")
 
     def _take(self, option: Option, name: str, text: str | None) -> None:
+        if text is None and option.takes is Takes.MAYBE:
+            following = self.words[self.at : self.at + 1]
+            text = self._value(name) if following and not following[0].startswith("-") else ""
         if text is None:
             text = self._value(name, dashed=option.takes is Takes.PAIRS)
         self._keep(option, name, text)

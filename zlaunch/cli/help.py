@@ -13,14 +13,17 @@ from .options import GROUPS, Option
 _USAGE = "zlaunch run [OPTIONS] [--] COMMAND [ARGS...]"
 
 _RUN = (
-    "Start COMMAND on every rank of this machine, or of other hosts over ssh, and keep watch over it. COMMAND is a .py "
-    "file, with -m a module, or any program. Options end at COMMAND; all words after it are its own."
+    "Start COMMAND on every rank of this machine, of other hosts over ssh, or of nodes of Slurm's, and keep watch "
+    "over it. COMMAND is a .py file, with -m a module, or any program. Options end at COMMAND; all words after it are "
+    "its own."
 )
 
 _EXAMPLES = (
     ("zlaunch run -n 4 train.py --lr 0.1", "four ranks, --lr is train.py's"),
     ("zlaunch run -n gpu -m mypackage.train", "a module, one rank per GPU"),
     ("zlaunch run --hosts a,b -n 8 train.py", "eight on each of two hosts, over ssh"),
+    ("zlaunch run -N 4 -n 8 -q debug train.py", "on four nodes of Slurm's"),
+    ("zlaunch run --bg -N 4 -n 8 train.py", "as a batch job"),
     ("zlaunch run -n 2 --dry-run ./a.out", "what would run"),
 )
 

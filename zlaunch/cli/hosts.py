@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from ..systems.hosts import HostWord, parse_hostfile, parse_hosts
 from .grammar import Given, UsageError
+from .values import Values
 
-_NAME_THEM = "--hosts A,B or --hostfile FILE name them"
+NAME_THEM = "--hosts A,B or --hostfile FILE name them"
 
 
 class HostOptions:
     """What was said of hosts. Each property raises UsageError for what cannot be meant."""
 
-    def __init__(self, given: Mapping[str, list[Given]]) -> None:
-        self._given = {key: values[-1] for key, values in given.items()}
-        self.chosen = self._first(self._listed())
-        """In their order; ``None``: this machine."""
+    def __init__(self, given: Values, *, scheduled: bool) -> None:
+        """``scheduled``: a scheduler says which hosts there are."""
+        self._given, self._scheduled = given, scheduled
+        self.chosen = None if scheduled else self._first(self._listed())
+        """In their order; ``None``: this machine, or a scheduler's."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -57,7 +59,7 @@ class HostOptions:
     @property
     def ssh_config(self) -> str | None:
         """ssh's configuration file."""
-        given = self._given.get("ssh-config")
+        given = self._given.last("ssh-config")
         if given is None:
             return None
         if not Path(given.text).expanduser().is_file():
@@ -65,23 +67,24 @@ class HostOptions:
         return given.text
 
     def _for_others(self, key: str) -> Given | None:
-        given = self._given.get(key)
-        if given and not self.chosen:
-            raise UsageError(f"{given.spelling} is for other hosts", _NAME_THEM)
+        given = self._given.last(key)
+        if given and not self.chosen and not self._scheduled:
+            raise UsageError(f"{given.spelling} is for other hosts", NAME_THEM)
         return given
 
     def _listed(self) -> list[HostWord] | None:
-        names, file = self._given.get("hosts"), self._given.get("hostfile")
+        names, file = self._given.last("hosts"), self._given.last("hostfile")
         if names and file:
             raise UsageError(f"{names.spelling} and {file.spelling}: which of them?", "give one list of hosts")
         said = names or file
         if said is None:
             return None
         for key in ("local", "standalone", "scheduler"):
-            other = self._given.get(key)
+            other = self._given.last(key)
             if other and other.text != "None":
                 words = f"{other.spelling} {other.text}".rstrip()
-                raise UsageError(f"{said.spelling} names hosts, and {words} means this machine", "leave one out")
+                means = "a scheduler's" if other.text.lower().startswith("slurm") else "this machine"
+                raise UsageError(f"{said.spelling} names hosts, and {words} means {means}", "leave one out")
         try:
             return parse_hosts(said.text) if names else parse_hostfile(_read(said), said.text)
         except ValueError as error:
@@ -89,18 +92,15 @@ class HostOptions:
 
     def _first(self, listed: list[HostWord] | None) -> Sequence[HostWord] | None:
         """As many as -N wants: torchrun's MIN:MAX takes what there is between the two."""
-        given = self._given.get("nodes")
-        if given is None:
+        given, counts = self._given.last("nodes"), self._given.nodes()
+        if given is None or counts is None:
             return listed
-        counts = given.text.split(":")
-        if len(counts) > 2 or not all(count.isdecimal() and int(count) > 0 for count in counts):
-            raise UsageError(f"{given.spelling} {given.text}: expected a number of hosts")
-        least, most = int(counts[0]), int(counts[-1])
+        least, most = counts
         if listed is None:
             if most > 1:
                 raise UsageError(
                     f"{given.spelling} {given.text}: which hosts?",
-                    f"{_NAME_THEM}; for this machine alone leave it out, or write -N 1",
+                    f"{NAME_THEM}, --scheduler slurm asks for them; for this machine alone leave it out, or write -N 1",
                 )
         elif len(listed) < least:
             there = "there is one" if len(listed) == 1 else f"there are {len(listed)}"

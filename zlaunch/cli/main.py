@@ -90,7 +90,7 @@ def _run(words: list[str]) -> int:
 
     try:
         return run(what)
-    except BrokenPipeError:
+    except (BrokenPipeError, grammar.UsageError):
         raise
     except OSError as error:  # no folder, no descriptors, no processes left: the machine's, not the program's
         say(str(error))

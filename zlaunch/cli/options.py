@@ -17,6 +17,8 @@ class Takes(Enum):
     ONE = 1
     PAIRS = 2
     """One word, whatever it looks like, and then every ``KEY=VALUE`` that follows."""
+    MAYBE = 3
+    """The next word, unless it begins with a dash or there is none."""
 
 
 class Option(NamedTuple):
@@ -62,7 +64,12 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "size",
         (
-            Option(("-N", "--nodes", "--nnodes"), "N", "hosts: the first N of --hosts (default all); else 1"),
+            Option(
+                ("-N", "--nodes", "--nnodes"),
+                "N",
+                "hosts: the first N of --hosts or of the job that we are in (default all); else so many are asked for "
+                "(default 1)",
+            ),
             Option(
                 ("-n", "--procs-per-node", "--nproc-per-node"),
                 "N",
@@ -70,6 +77,16 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "GPU, or per NUMA domain where no host has any",
             ),
             Option(("--gpus-per-proc",), "K", "GPUs of each rank (default 1)"),
+            Option(("-g", "--gpus-at-least"), "G", "as many hosts as have G GPUs; not with -N or -n"),
+            Option(("--gpumem-at-least",), "GB", "as many GPUs as have so much memory together"),
+            Option(
+                ("-p", "--system-params"),
+                "K=V",
+                "what a node is, where zlaunch does not know it (or knows better): cores_per_node, gpus_per_node, "
+                "gpu_arch, mem_per_gpu, numa_domains, scheduler; may be repeated",
+                Takes.PAIRS,
+                repeated=True,
+            ),
         ),
     ),
     (
@@ -85,16 +102,53 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(("--python",), "PATH", "the interpreter on other hosts (default: the path of the one here)"),
             Option(("--setup",), "COMMAND", "what their shell does first: 'module load cuda'"),
             Option(("--host-timeout",), "SECONDS", "of silence, after which a host is lost (default 4.5)"),
+            Option(("--agent-timeout",), "SECONDS", "the longest wait for hosts to start (default 60)"),
             _flag("--local", says="this machine, no scheduler"),
             Option(
                 ("--scheduler",),
                 "NAME",
-                "None, local or LocalScheduler: this machine",
-                choices=("None", "local", "LocalScheduler"),
-                later=("flux", "FluxScheduler", "slurm", "SlurmScheduler", "lsf", "LSFScheduler"),
+                "slurm or SlurmScheduler: nodes of Slurm's; None, local or LocalScheduler: this machine. Default: the "
+                "nodes of the Slurm job that we are in; outside of one this machine, unless more is asked for and "
+                "Slurm is configured here",
+                choices=("None", "local", "LocalScheduler", "slurm", "SlurmScheduler"),
+                later=("flux", "FluxScheduler", "lsf", "LSFScheduler"),
             ),
             _flag("--standalone", says="as torchrun's: this machine (nothing else is needed)"),
             _flag("--save-hostlist", says="write the hosts to hpc_launcher_hostlist.txt"),
+        ),
+    ),
+    (
+        "what the scheduler is asked for",
+        (
+            Option(("-q", "--queue"), "NAME", "the queue: a partition of Slurm's"),
+            Option(("--account",), "NAME", "whose time it is"),
+            Option(("--reservation",), "NAME", "nodes that are reserved"),
+            Option(("--dependency",), "FORM", "wait for other jobs, in Slurm's words: afterok:ID, singleton"),
+            _flag("--exclusive", says="whole nodes, with nobody else's jobs on them"),
+            Option(
+                ("-x", "--xargs"),
+                "K=V",
+                "an argument as the scheduler spells it (-x --mem=0), in place of ours of that name; ~ before it takes "
+                "it away (-x~--no-kill); a bare NAME=VALUE in capitals is a variable for the ranks; may be repeated",
+                Takes.PAIRS,
+                repeated=True,
+            ),
+        ),
+    ),
+    (
+        "batch jobs",
+        (
+            _flag("--bg", says="submit a batch job and return; stdout has its id, and nothing else"),
+            Option(("--batch-script",), "FILE", "submit this script of your own; COMMAND and ARGS are its arguments"),
+            Option(
+                ("-l", "--launch-dir"),
+                "[DIR]",
+                "where the job's script and its logs go (no DIR: a new one named by the time; ends by -- before "
+                "COMMAND). Default: no script, with --bg a new one",
+                Takes.MAYBE,
+            ),
+            Option(("-o", "--output-script"), "FILE", "write the job's script to FILE"),
+            _flag("--setup-only", says="write the job's script, and print where it is; nothing is started"),
         ),
     ),
     (
@@ -114,6 +168,11 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         "PyTorch",
         (
             Option(("-r", "--rdv"), "tcp", "how the ranks find each other", choices=("tcp",), later=("mpi",)),
+            Option(
+                ("--comm-backend",),
+                "NAME",
+                "MPI, NCCL, RCCL, or *CCL for whichever the hosts have: sets what the system needs for it",
+            ),
             Option(("--fraction-max-gpu-mem",), "F", "let a rank use at most this share of its GPU's memory"),
             _flag(
                 "-u",
@@ -125,7 +184,11 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "processes",
         (
-            Option(("-t", "--time-limit"), "MINUTES", "end the run after so long, with status 124 (1.5 is fine)"),
+            Option(
+                ("-t", "--time-limit"),
+                "MINUTES",
+                "end the run after so long, with status 124 (1.5 is fine); the scheduler is asked for a minute more",
+            ),
             Option(("--grace",), "SECONDS", "from SIGTERM to SIGKILL (default 30)"),
             Option(("--max-restarts",), "N", "start a failed run again as a whole, up to N times (default 0)"),
             Option(("--preload",), "A,B", "modules imported once, before the ranks are forked (default torch)"),
@@ -161,34 +224,9 @@ OPTIONS: tuple[Option, ...] = tuple(option for _, options in GROUPS for option i
 NOT_NEEDED = ("--node-rank", "--master-addr", "--master-port")
 """torchrun's, each with a value, and so is whatever begins with ``--rdzv-``: accepted, with a note."""
 
-_NO_SCHEDULER = "zlaunch 0.1 starts ranks by itself, schedulers come later"
 _LATER = "not built yet in zlaunch 0.1"
 
-NOT_YET: dict[str, str] = {
-    "-q": _NO_SCHEDULER,
-    "--queue": _NO_SCHEDULER,
-    "--exclusive": _NO_SCHEDULER,
-    "--account": _NO_SCHEDULER,
-    "--reservation": _NO_SCHEDULER,
-    "--dependency": _NO_SCHEDULER,
-    "-x": _NO_SCHEDULER,
-    "--xargs": _NO_SCHEDULER,
-    "--bg": _NO_SCHEDULER,
-    "--batch-script": _NO_SCHEDULER,
-    "-l": _NO_SCHEDULER,
-    "--launch-dir": _NO_SCHEDULER,
-    "-o": _NO_SCHEDULER,
-    "--output-script": _NO_SCHEDULER,
-    "--setup-only": _NO_SCHEDULER,
-    "-g": _LATER,
-    "--gpus-at-least": _LATER,
-    "--gpumem-at-least": _LATER,
-    "-p": _LATER,
-    "--system-params": _LATER,
-    "--comm-backend": _LATER,
-    "--bind": _LATER,
-    "--detach": _LATER,
-}
+NOT_YET: dict[str, str] = {"--bind": _LATER, "--detach": _LATER}
 """Options that are known and refused by name in this release, so that nobody looks for a typing error."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..backends.slurm import allocate_argv
 from ..errors import ZlaunchError
 from ..launcher import Launcher
 from ..model import signal_name
@@ -30,6 +31,12 @@ def run(job: Job) -> int:
     Raises:
         UsageError: the launcher found something wrong with the job before anything started.
     """
+    for note in job.notes:
+        _say(note)
+    if job.papers and (job.papers.submit or job.papers.only):
+        from .batch import batch
+
+        return batch(job, job.papers)
     with Doorbell() as bell:
         try:
             launcher = _launcher(job)
@@ -38,12 +45,24 @@ def run(job: Job) -> int:
 
                 with _search_path(job.home):
                     plan = launcher.plan(job.kind, *job.argv)
-                sys.stdout.write(describe(plan, os.environ, copied_environment(launcher.copy_env_vars, os.environ)))
+                copied = copied_environment(launcher.copy_env_vars, os.environ)
+                sys.stdout.write(describe(plan, os.environ, copied, _allocation(job)))
+                if job.papers:
+                    from .batch import show
+
+                    sys.stdout.write("\n")
+                    show(job, job.papers)
                 return 0
-            if job.save_hostlist:
+            if job.papers:
+                from .batch import write
+
+                write(job, job.papers)
+            if job.save_hostlist and not job.scheduler:
                 _save_hostlist(job.hosts or ("localhost",))
             with bell.impatient(), _search_path(job.home):
                 running = _submit(launcher, job)
+            if job.save_hostlist and job.scheduler:
+                _save_hostlist([host.name for host in running.hosts])
         except ValueError as error:
             raise UsageError(str(error)) from error
         except ZlaunchError as error:
@@ -68,12 +87,13 @@ def _submit(launcher: Launcher, job: Job) -> Run[None]:
 
 def _launcher(job: Job) -> Launcher:
     launcher = Launcher(
-        hostnames=list(job.hosts) if job.hosts else "local",
+        hostnames=list(job.hosts) if job.hosts else "slurm" if job.scheduler else "local",
         workers_per_host=list(job.workers) if isinstance(job.workers, tuple) else job.workers,
         ssh_config_file=job.ssh_config,
         python=job.python,
         setup=job.setup,
         host_timeout=job.host_timeout,
+        agent_timeout=job.agent_timeout,
         extra_env_vars=dict(job.env) or None,
         gpus_per_worker=job.gpus_per_worker,
         gpu_memory_fraction=job.gpu_memory_fraction,
@@ -86,6 +106,7 @@ def _launcher(job: Job) -> Launcher:
         log_dir=job.log_dir,
         view=job.view,
     )
+    launcher.request = job.request
     launcher.view_settings = ViewSettings(
         view=job.view,
         log_dir=job.log_dir,
@@ -98,6 +119,13 @@ def _launcher(job: Job) -> Launcher:
         report=True,
     )
     return launcher
+
+
+def _allocation(job: Job) -> tuple[str, ...] | None:
+    """What asks for nodes; empty within a job, and ``None`` where no scheduler is asked."""
+    if not job.scheduler:
+        return None
+    return () if job.inside else allocate_argv(job.request)
 
 
 @contextmanager

@@ -245,6 +245,12 @@ class Said(Struct, frozen=True, tag="said"):
     text: str
 
 
+class Leaving(Struct, frozen=True, tag="leaving"):
+    """The agent ends its ranks and goes, though the supervisor has not said so: a scheduler takes the host away."""
+
+    reason: str
+
+
 class Bye(Struct, frozen=True, tag="bye"):
     """The agent leaves as it was told to."""
 
@@ -261,6 +267,7 @@ ToSupervisor: TypeAlias = (
     | Ended
     | Closed
     | Said
+    | Leaving
     | Bye
     | Release
 )

@@ -20,6 +20,8 @@ from .state import Host
 
 GATHER = 1.0
 """Seconds from the first agent that could not be started to the report: whatever else is wrong belongs into it."""
+REMIND_AFTER = 5.0
+"""Seconds of waiting for agents until it is said for which; and again after twice as long each time."""
 PING_EVERY = 30.0
 """Seconds between questions for an agent's clock: two clocks drift apart by milliseconds within a minute."""
 LEAVE_PATIENCE = 10.0
@@ -35,6 +37,8 @@ class SupervisorCore:
     connect_by: float | None = None
     leave_by: float | None = None
     ping_at: float | None = None
+    remind_at: float | None = None
+    reminded: int = 0
     templates: Mapping[int, TemplateSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,7 +46,7 @@ class SupervisorCore:
 
     def deadline(self) -> float | None:
         """When ``handle`` wants to be called with a Tick at the latest."""
-        times = (self.connect_by, self.leave_by, self.ping_at, self.schedule.deadline())
+        times = (self.connect_by, self.remind_at, self.leave_by, self.ping_at, self.schedule.deadline())
         return min((t for t in times if t is not None), default=None)
 
     def handle(self, event: on.Happening, now: float) -> list[do.Effect]:
@@ -51,6 +55,7 @@ class SupervisorCore:
             case on.Begun():
                 self.hosts.update({plan.index: Host(plan) for plan in event.hosts})
                 self.starting, self.connect_by, self.templates = True, event.connect_by, event.templates
+                self.remind_at = now + REMIND_AFTER
                 return []
             case on.Submitted():
                 return self.schedule.submit(event.order, now)
@@ -89,6 +94,8 @@ class SupervisorCore:
                 return self._notice(host, "debug", message.text, now)
             case m.Said():
                 return self._notice(host, message.level, message.text, now)
+            case m.Leaving():
+                return self.schedule.leaving(host, message.reason, now)
             case m.Bye():
                 return []
             case m.Release():
@@ -194,6 +201,8 @@ class SupervisorCore:
         effects: list[do.Effect] = []
         if self.connect_by is not None and now >= self.connect_by:
             effects += self._not_ready()
+        if self.remind_at is not None and now >= self.remind_at:
+            effects += self._remind(now)
         if self.ping_at is not None and now >= self.ping_at:
             self.ping_at = now + PING_EVERY
             there = [index for index, host in self.hosts.items() if host.machine.state is AgentState.CONNECTED]
@@ -202,6 +211,17 @@ class SupervisorCore:
             self.leave_by = None
             effects += [do.EndAgent(i) for i, h in self.hosts.items() if h.machine.state is AgentState.LEAVING]
         return effects + self.schedule.tick(now)
+
+    def _remind(self, now: float) -> list[do.Effect]:
+        late = [host.plan.name for host in self.hosts.values() if host.machine.state is AgentState.LAUNCHED]
+        self.remind_at = None
+        if not self.starting or not late:
+            return []
+        self.reminded += 1
+        self.remind_at = now + REMIND_AFTER * 2**self.reminded
+        more = f" and {len(late) - 3} more" if len(late) > 3 else ""
+        text = f"waiting for the agents of {', '.join(late[:3])}{more}"
+        return [do.Emit(ev.Notice(now, "warning", text))]
 
     def _notice(self, host: Host, level: ev.Level, text: str, now: float) -> list[do.Effect]:
         return [do.Emit(ev.Notice(now, level, text, host.plan.name))]

@@ -13,14 +13,14 @@ def choose_cause(failures: Iterable[Fate]) -> Fate:
     return min(failures, key=lambda fate: (fate.stopped, fate.symptom, fate.at))
 
 
-def provisional_fate(seat: Seat, answer: Answered, at: float) -> Fate:
+def provisional_fate(seat: Seat, answer: Answered, at: float, pid: int) -> Fate:
     """A failure as it was told by the rank itself, before its process has ended."""
     kind = FateKind.RAISED if answer.kind == "exception" else FateKind.UNPICKLABLE
     return Fate(
         rank=seat.rank,
         local_rank=seat.local_rank,
         hostname=seat.hostname,
-        pid=0,
+        pid=pid,
         kind=kind,
         at=at,
         exit_code=1,
@@ -29,15 +29,17 @@ def provisional_fate(seat: Seat, answer: Answered, at: float) -> Fate:
     )
 
 
-def lost_fates(seats: Iterable[Seat], known: Mapping[int, Fate], reason: str, now: float) -> Iterator[Fate]:
-    """Fates for the ranks of a lost host that had none yet."""
+def lost_fates(
+    seats: Iterable[Seat], known: Mapping[int, Fate], reason: str, now: float, pids: Mapping[int, int]
+) -> Iterator[Fate]:
+    """Fates for the ranks of a lost host that had none yet; ``pids`` are those of ranks that had started."""
     for seat in seats:
         if seat.rank not in known:
             yield Fate(
                 rank=seat.rank,
                 local_rank=seat.local_rank,
                 hostname=seat.hostname,
-                pid=0,
+                pid=pids.get(seat.rank, 0),
                 kind=FateKind.LOST,
                 at=now,
                 text=reason,

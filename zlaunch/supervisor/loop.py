@@ -177,7 +177,9 @@ class SupervisorLoop:
         self.ready(text)
         for run in list(self.core.schedule.runs.values()):
             order = run.order
-            fates = tuple(lost_fates((s for seats in order.seats.values() for s in seats), run.fates, text, now))
+            fates = tuple(
+                lost_fates((s for seats in order.seats.values() for s in seats), run.fates, text, now, run.pids)
+            )
             cause = fates[0] if fates else None
             ended = RunEnded(now, order.id, "lost", cause, tuple(run.fates.values()) + fates)
             self.emit(ended)

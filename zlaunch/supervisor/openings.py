@@ -82,8 +82,9 @@ class Openings(ABC):
         """Some hosts cannot get to that of rank 0: nothing is started."""
         name = run.order.hosts[0].name
         for index, tried in unreachable.items():
-            text = f"it cannot reach {name}, where rank 0 would be, by any of its addresses: {tried}"
-            for fate in lost_fates(run.order.seats[index], run.fates, text, now):
+            text = f"it cannot reach {name}, where rank 0 would be, by any of its addresses: {tried}\n"
+            text += "Hosts of a step must reach one another: open the network between them, or name another host first."
+            for fate in lost_fates(run.order.seats[index], run.fates, text, now, run.pids):
                 run.fates[fate.rank] = fate
         run.cause = next(iter(run.fates.values()))
         run.outcome = "lost"

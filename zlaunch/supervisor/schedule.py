@@ -124,9 +124,9 @@ class Schedule(Openings):
         seat = None if run is None else run.seat(host.plan.index, message.rank)
         if run is None or seat is None:
             return []
-        run.started.add(message.rank)
+        run.pids[message.rank] = message.pid
         run.ever_started = True
-        if run.state is RunState.STARTING and len(run.started) == run.order.world_size:
+        if run.state is RunState.STARTING and len(run.pids) == run.order.world_size:
             run.machine.move("all ranks started")
         at = message.at - host.clock_offset
         started = ev.RankStarted(at, run.order.id, message.rank, seat.local_rank, host.plan.name, message.pid)
@@ -142,7 +142,9 @@ class Schedule(Openings):
             run.pending.add(message.rank)
         if message.kind == "value":
             return []
-        return self._failed(run, provisional_fate(seat, message, message.at - host.clock_offset), now)
+        return self._failed(
+            run, provisional_fate(seat, message, message.at - host.clock_offset, run.pids.get(message.rank, 0)), now
+        )
 
     def ended(self, host: Host, message: m.Ended, now: float) -> list[do.Effect]:
         """A rank is gone."""
@@ -172,6 +174,8 @@ class Schedule(Openings):
     # --- failure ----------------------------------------------------------------------------------------------------
 
     def _failed(self, run: Run, fate: Fate, now: float) -> list[do.Effect]:
+        if fate.stopped and fate.rank in run.failures:
+            return []  # why its host ended it is known already
         run.failures[fate.rank] = fate
         if run.machine.can("a rank failed"):
             run.machine.move("a rank failed")
@@ -257,7 +261,7 @@ class Schedule(Openings):
         """End a run that never left the queue."""
         if lost:
             run.outcome = "lost"
-            for fate in lost_fates(run.order.seats[lost.plan.index], run.fates, lost.reason, now):
+            for fate in lost_fates(run.order.seats[lost.plan.index], run.fates, lost.reason, now, run.pids):
                 run.fates[fate.rank] = fate
             run.cause = next(iter(run.fates.values()))
         run.machine.move("given up")
@@ -268,10 +272,24 @@ class Schedule(Openings):
         if run.outcome != "succeeded":
             self._doubt(run)
         fates = tuple(sorted(run.fates.values(), key=lambda fate: fate.at))
-        cause = run.fates.get(run.cause.rank, run.cause) if run.cause else None
+        cause = run.cause
+        if (
+            cause and cause.kind is not FateKind.LOST
+        ):  # which has no better one, though its ranks may have been seen end
+            cause = run.fates.get(cause.rank, cause)
         survivors, unasked = tuple(run.survivors), tuple(run.unasked)
         ended = ev.RunEnded(now, run.order.id, run.outcome, cause, fates, survivors, unasked)
         return [do.Emit(ended), do.Finish(ended, run.ever_started)]
+
+    def leaving(self, host: Host, reason: str, now: float) -> list[do.Effect]:
+        """A host ends its ranks of its own accord. That is the cause, and not the signals by which it does so."""
+        effects: list[do.Effect] = []
+        for run in list(self.runs.values()):
+            seats = run.order.seats.get(host.plan.index, ())
+            if run.state in (RunState.STARTING, RunState.RUNNING, RunState.FAILING):
+                for fate in lost_fates(seats, run.fates, f"its agent goes: {reason}", now, run.pids):
+                    effects += self._failed(run, run.failures.get(fate.rank, fate), now)
+        return effects
 
     def lose_host(self, host: Host, now: float) -> list[do.Effect]:
         """A host is gone, and all of its ranks that nobody saw end."""
@@ -289,7 +307,7 @@ class Schedule(Openings):
             for seat in run.order.seats[index]:
                 if seat.rank in run.pending:  # it ended well, and its result never came whole
                     run.fates.pop(seat.rank, None)
-            for fate in lost_fates(run.order.seats[index], run.fates, host.reason, now):
+            for fate in lost_fates(run.order.seats[index], run.fates, host.reason, now, run.pids):
                 run.pending.discard(fate.rank)
                 known = run.failures.get(fate.rank, fate)  # it may have failed by itself before
                 run.fates[fate.rank] = known

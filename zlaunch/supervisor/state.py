@@ -45,7 +45,8 @@ class Run:
     cause: Fate | None = None
     fates: dict[int, Fate] = field(default_factory=dict)
     failures: dict[int, Fate] = field(default_factory=dict)
-    started: set[int] = field(default_factory=set)
+    pids: dict[int, int] = field(default_factory=dict)
+    """Of ranks that have started."""
     pending: set[int] = field(default_factory=set)
     open_hosts: dict[int, int | None] = field(default_factory=dict)
     """Hosts that hold something of the run; with the number of log messages to wait for, once it has closed."""
@@ -76,7 +77,7 @@ class Run:
         self.attempt += 1
         self.outcome, self.cause, self.decide_at = "succeeded", None, None
         self.limit_at = self.answer_by = None
-        for collection in (self.fates, self.failures, self.started, self.pending, self.open_hosts):
+        for collection in (self.fates, self.failures, self.pids, self.pending, self.open_hosts):
             collection.clear()
 
     def seat(self, host: int, rank: int) -> Seat | None:

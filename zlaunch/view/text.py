@@ -42,6 +42,10 @@ def restart_words(event: RunRestarting) -> str:
     return f"{who(event.cause)} {event.cause.describe()}: restart {event.restart} of {event.max_restarts}"
 
 
+def _same_loss(fate: Fate, cause: Fate) -> bool:
+    return (fate.kind, fate.hostname, fate.text) == (cause.kind, cause.hostname, cause.text)
+
+
 def report(ended: RunEnded, log_file: str | None) -> list[str]:
     """What to say of a run that did not succeed: who failed, which rank first, and where to read on.
 
@@ -51,7 +55,9 @@ def report(ended: RunEnded, log_file: str | None) -> list[str]:
     if ended.outcome == "succeeded":
         return lines
     cause = ended.cause
-    others = [fate for fate in ended.fates if not fate.ok and (cause is None or fate.rank != cause.rank)]
+    lost = [fate for fate in ended.fates if cause and cause.kind is FateKind.LOST and _same_loss(fate, cause)]
+    told = {fate.rank for fate in lost} | ({cause.rank} if cause else set())
+    others = [fate for fate in ended.fates if not fate.ok and fate.rank not in told]
     failed = [fate for fate in others if not fate.stopped and not fate.symptom]
     lines += [f"{who(fate)} {fate.describe()}" for fate in failed[:5]]
     if more := len(others) - len(failed[:5]):
@@ -63,7 +69,8 @@ def report(ended: RunEnded, log_file: str | None) -> list[str]:
         lines.append("the time limit has passed")
     if cause is not None:
         first = "first: " if failed else ""
-        lines.append(f"{first}{who(cause)} {cause.describe()}")
+        whose = who(cause) if len(lost) < 2 else f"ranks {', '.join(str(f.rank) for f in lost)} ({cause.hostname})"
+        lines.append(f"{first}{whose} {cause.describe()}")
         if cause.out_of_memory:
             lines.append("use fewer ranks, a smaller batch, or a larger memory limit")
         elif cause.kind is FateKind.UNPICKLABLE and cause.text:

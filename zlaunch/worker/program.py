@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.machinery
 import io
 import os
@@ -21,9 +22,9 @@ def run_program(step: Step, seat: Seat, voice: Voice) -> Ending:
         if step.gpu_memory_fraction is not None:
             choose_gpu(step, seat)
         if step.kind == "module":
-            _run_module(step.argv[0])
+            _run_module(step)
         else:
-            _run_script(step.argv[0])
+            _run_script(step)
     except SystemExit as error:
         ending = exit_status(error)
         return Exit(ending.code, answer=voice.ours)
@@ -40,8 +41,17 @@ def run_program(step: Step, seat: Seat, voice: Voice) -> Ending:
     return Exit(0, answer=voice.ours)
 
 
-def _run_script(name: str) -> None:
-    path = os.path.join(os.getcwd(), name)  # not made any shorter: Python does not, and it shows in tracebacks
+def _home(step: Step) -> str:
+    """Where names of files are looked for: on a host that has not got that folder nothing else is taken for it."""
+    return step.cwd if step.inherit else os.getcwd()
+
+
+def _run_script(step: Step) -> None:
+    path = os.path.join(_home(step), step.argv[0])  # not made any shorter: Python does not, and it shows in tracebacks
+    if step.inherit and not os.path.exists(path):
+        raise FileNotFoundError(
+            errno.ENOENT, "a script must be on every host, at the same path, and here is none", path
+        )
     main = sys.modules["__main__"]
     main.__dict__.update(
         __file__=path,
@@ -61,9 +71,9 @@ def _compile(path: str) -> CodeType:
     return compile(source, path, "exec", dont_inherit=True)
 
 
-def _run_module(name: str) -> None:
+def _run_module(step: Step) -> None:
     if not sys.flags.safe_path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, _home(step))
     sys.argv[0] = "-m"
     # What the interpreter itself calls for -m: packages, sys.argv[0], and the words for a module that is not there.
-    runpy._run_module_as_main(name, alter_argv=True)  # type: ignore[attr-defined]
+    runpy._run_module_as_main(step.argv[0], alter_argv=True)  # type: ignore[attr-defined]

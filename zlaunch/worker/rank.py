@@ -137,11 +137,14 @@ def _execute(step: Step, host: Host, env: dict[str, str]) -> NoReturn:
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    program = step.argv[0]
+    if step.inherit and os.sep in program:  # on a host that has not got our folder nothing else is taken for it
+        program = os.path.join(step.cwd, program)
     try:
         os.chdir(host.folder(step))
-        os.execvpe(step.argv[0], step.argv, env)
+        os.execvpe(program, step.argv, env)
     except OSError as error:
-        os.write(2, f"zlaunch: {step.argv[0]}: {error.strerror}\n".encode(errors="surrogateescape"))
+        os.write(2, f"zlaunch: {program}: {error.strerror}\n".encode(errors="surrogateescape"))
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)
 
 

@@ -1,0 +1,168 @@
+"""Level 6: what a job writes and submits, decided before anything is: the launch directory, the script, the command
+line that the script has. Pure, but for the clock and a look at what is there already.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from . import options
+from .grammar import Given, UsageError, Words
+from .options import Takes
+from .values import Values
+from .where import Where
+
+SCRIPT = "launch.sh"
+_ODD = re.compile(r"[^\w.-]", re.ASCII)
+
+_OF_PAPERS = ("bg", "batch-script", "launch-dir", "output-script", "setup-only", "dry-run", "log-dir")
+_OF_ALLOCATION = (
+    *("nodes", "procs-per-node", "gpus-at-least", "gpumem-at-least", "queue", "account", "reservation", "dependency"),
+    *("exclusive", "xargs", "scheduler", "python", "setup"),
+)
+"""What the scheduler is asked for by the script's directives, or what is said once more within the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Papers:
+    """What is written and what becomes of it."""
+
+    folder: str | None
+    """The launch directory; ``None``: none."""
+    is_new: bool
+    """Whether nobody named it: then it must not be there yet."""
+    script: str | None
+    """The script's path; ``None`` where only the user's own is submitted."""
+    submit: bool
+    """It becomes a batch job; we don't wait for it."""
+    only: bool
+    """It is written, and that is all."""
+    own: str | None
+    """The user's script, to be submitted."""
+    typed: tuple[str, ...]
+    """The command line that we were called with."""
+    command: tuple[str, ...]
+    """What our script runs."""
+    setup: str | None
+
+    def below(self, log_dir: str | None) -> str | None:
+        """Where the log files of ranks go, if there is a launch directory."""
+        return log_dir if log_dir is None or self.folder is None else os.path.join(self.folder, log_dir)
+
+    def outputs(self) -> tuple[str | None, str | None]:
+        """Where a batch job's own stdout and stderr go; ``None`` for where the scheduler puts them."""
+        if self.folder is None:
+            return None, None
+        folder = os.path.abspath(self.folder)
+        return os.path.join(folder, "out.log"), os.path.join(folder, "err.log")
+
+
+def papers(given: Values, words: Words, place: Where, name: str, log_dir: str | None) -> Papers | None:
+    """What is to be written; ``None`` where nothing is. Raises UsageError."""
+    own, submit, only = given.text("batch-script"), given.flag("bg"), given.flag("setup-only")
+    asked = given.last("launch-dir")
+    file = given.target("output-script")
+    if own is not None:
+        _check_own(given)
+    elif not (submit or only or asked or file):
+        return None
+    if only and own is not None:
+        raise UsageError("--setup-only writes a script, and --batch-script is one", "leave one out")
+    folder, is_new = (asked.text, not asked.text) if asked else (None, (submit or (only and not file)) and own is None)
+    if is_new:
+        folder = _new_folder(name)
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        hint = f"{asked.spelling} -- {asked.text} leaves it to be the COMMAND" if asked else ""
+        raise UsageError(f"{asked.spelling if asked else '-l'} {folder}: this is no folder", hint)
+    inside = _inside(given, words, place, folder, log_dir)
+    return Papers(
+        folder=folder,
+        is_new=is_new,
+        script=None if own is not None else file or os.path.join(folder or ".", SCRIPT),
+        submit=submit or own is not None,
+        only=only,
+        own=own,
+        typed=("zlaunch", "run", *_written(given, words.given), *_command(words)),
+        command=(*_program(place.hosts.python if place.scheduler else None), "run", *inside, *_command(words)),
+        setup=place.hosts.setup if place.scheduler else None,
+    )
+
+
+def _check_own(given: Values) -> None:
+    one = given.last("batch-script")
+    assert one is not None
+    try:
+        with open(one.text, "rb") as file:
+            first = file.read(2)
+    except OSError as error:
+        raise UsageError(f"{one.spelling} {one.text}: {error.strerror}") from None
+    if first != b"#!":
+        raise UsageError(f"{one.spelling} {one.text}: its first line is not #! and an interpreter", "#!/bin/sh is one")
+    other = next((o for key in ("launch-dir", "output-script") if (o := given.last(key))), None)
+    if other:
+        raise UsageError(f"{other.spelling} is about a script that zlaunch writes, and {one.spelling} is yours")
+
+
+def _new_folder(name: str) -> str:
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = f"zlaunch-{_ODD.sub('_', name)[:40]}-{now}"
+    more = (f"{base}-{number}" for number in range(2, 1000))
+    return next(folder for folder in (base, *more) if not os.path.exists(folder))
+
+
+# --- the command line within the job --------------------------------------------------------------------------------
+
+
+def _inside(given: Values, words: Words, place: Where, folder: str | None, log_dir: str | None) -> tuple[str, ...]:
+    """The options of the zlaunch that runs within the job."""
+    out = [key for key in words.given if key in _OF_PAPERS or (place.scheduler and key in _OF_ALLOCATION)]
+    kept = {key: values for key, values in words.given.items() if key not in out}
+    size: list[str] = []
+    if place.scheduler:
+        size = [f"--scheduler={place.scheduler}"]
+        if given.flag("procs-per-node") or place.workers != "auto":
+            size += ["-n", str(place.workers)]
+        size += [word for one in given.all("xargs") if one.text[:1] not in "-~" for word in ("--env", one.text)]
+    logs: list[str] = []
+    if given.flag("log-dir") or (folder is not None and log_dir):
+        logs = ["--log-dir", os.path.join(folder or "", log_dir) if log_dir else "none"]
+    return (*size, *logs, *_written(given, kept))
+
+
+def _written(given: Values, kept: Iterable[str]) -> list[str]:
+    """Options as words that mean the same."""
+    found: list[str] = []
+    for key in kept:
+        for one in given.all(key):
+            found += _words(one)
+    return found
+
+
+def _words(one: Given) -> list[str]:
+    option = options.find(one.spelling)
+    if option is None or option.takes is Takes.NOTHING or (option.takes is Takes.MAYBE and not one.text):
+        return [one.spelling]
+    if one.text.startswith("-") and option.takes is not Takes.PAIRS:
+        return [f"{one.spelling}={one.text}"]
+    return [one.spelling, one.text]
+
+
+def _command(words: Words) -> tuple[str, ...]:
+    """COMMAND and ARGS, and the dashes that must stand before them where they could be taken for an option's value."""
+    first = words.command[0] if words.command else ""
+    bare = any(one.text == "" for one in words.given.get("launch-dir", ()))
+    return ("--", *words.command) if first and (first.startswith("-") or "=" in first or bare) else words.command
+
+
+def _program(python: str | None) -> Sequence[str]:
+    """zlaunch itself, as the nodes find it."""
+    beside = Path(sys.executable).with_name("zlaunch")
+    if python is None and os.access(beside, os.X_OK):
+        return (str(beside),)
+    return (python or sys.executable, "-m", "zlaunch")

@@ -1,0 +1,285 @@
+"""Level 6: where a job runs and how large it is: on hosts that were named, on this machine, or on a scheduler's nodes;
+and what the scheduler is asked for. Nothing of the scheduler's is run here, and only files are read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..backends import slurm
+from ..model import AllocationRequest, HostFacts
+from ..systems import communication
+from ..systems.description import System, describe
+from ..systems.detect import facts
+from ..systems.gpus import architecture
+from ..systems.params import SCHEDULERS, parse_params
+from ..systems.sizes import Asked, Size, size
+from ..systems.userfile import read_systems, systems_file
+from .grammar import Given, UsageError
+from .hosts import NAME_THEM, HostOptions
+from .values import Values, Workers
+from .xargs import Argument, xargs
+
+_ONLY_SCHEDULERS = ("queue", "account", "reservation", "dependency", "exclusive", "bg", "batch-script")
+_SUBMITS = ("bg", "batch-script")
+_DEPENDENCY = re.compile(
+    r"singleton|(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d+(_(\d+|\*))?(\+\d+)?)+"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The answer."""
+
+    scheduler: Literal["", "slurm"]
+    inside: str
+    """The scheduler's job that we are in, whose nodes are the hosts; empty where there is none, or none is used."""
+    hosts: HostOptions
+    workers: Workers
+    request: AllocationRequest
+    settings: Mapping[str, str]
+    """Variables that ranks need on this system, below those that the user sets."""
+    notes: tuple[str, ...]
+    """What the user should hear."""
+
+
+def where(given: Values, environ: Mapping[str, str], ranks_env: Mapping[str, str]) -> Where:
+    """Decide.
+
+    Raises:
+        UsageError, DescriptionError: options that exclude one another, or cannot be served here.
+    """
+    arguments, _ = xargs(given)
+    here = Here(given, environ)
+    asked = _asked(given)
+    sized = size(asked, here.system) if here.is_described else None
+    scheduler = _scheduler(given, environ, here, arguments, sized)
+    hosts = HostOptions(given, scheduled=bool(scheduler))
+    in_job = slurm.job_in(environ) if scheduler and not any(map(given.flag, _SUBMITS)) else None
+    notes = _left_aside(given, arguments, scheduler, in_job)
+    if scheduler:
+        sized = sized or size(asked, here.system)
+    if sized:
+        notes += [*here.system.notes, *sized.notes]
+        _check_hosts(given, sized, scheduler)
+    word = given.last("comm-backend")
+    settings: Mapping[str, str] = {}
+    if scheduler or word:
+        backend = communication.comm_backend(word.text, here.system) if word else None
+        if word and not scheduler and not hosts.names:
+            communication.check_hosts(word.text, {"this machine": here.facts})
+        settings = communication.environment(here.system, backend, ranks_env, communication.libraries(ranks_env))
+    request = AllocationRequest()
+    if scheduler and sized:
+        nodes = _nodes(given, environ, sized, bool(in_job))
+        request = _request(given, arguments, sized, here.system, nodes)
+    return Where(
+        scheduler=scheduler,
+        inside=in_job[0] if in_job else "",
+        hosts=hosts,
+        workers=_workers(given, hosts, scheduler, sized),
+        request=request,
+        settings=settings,
+        notes=tuple(notes),
+    )
+
+
+class Here:
+    """This machine, and the system that a job from here runs on; looked at when somebody asks."""
+
+    def __init__(self, given: Values, environ: Mapping[str, str]) -> None:
+        self._given, self._environ = given, environ
+        self.params = parse_params([one.text for one in given.all("system-params")])
+        self._facts: HostFacts | None = None
+        self._system: System | None = None
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the user's words of size are about a system, and not about a machine's own count."""
+        return any(map(self._given.flag, ("gpus-at-least", "gpumem-at-least", "system-params")))
+
+    @property
+    def facts(self) -> HostFacts:
+        """What was detected."""
+        self._facts = self._facts or facts()
+        return self._facts
+
+    @property
+    def system(self) -> System:
+        """What the nodes are."""
+        if self._system is None:
+            self._system = describe(
+                self.facts.hostname,
+                self._environ,
+                queue=self._given.plain("queue"),
+                params=self.params,
+                file=read_systems(systems_file(self._environ)),
+                facts=self.facts,
+                gpu_arch=architecture() if self.facts.gpus else "",
+            )
+        return self._system
+
+
+def is_configured(environ: Mapping[str, str]) -> bool:
+    """Whether Slurm's commands would find a cluster here. Looks, and asks nobody."""
+    there = environ.get("SLURM_CONF") or os.path.exists("/etc/slurm/slurm.conf")
+    return bool(there) and shutil.which("sbatch", path=environ.get("PATH")) is not None
+
+
+# --- whose nodes ----------------------------------------------------------------------------------------------------
+
+
+def _scheduler(
+    given: Values, environ: Mapping[str, str], here: Here, arguments: tuple[Argument, ...], sized: Size | None
+) -> Literal["", "slurm"]:
+    only = _only_schedulers(given, arguments)
+    listed = given.last("hosts") or given.last("hostfile")
+    said = _said(given, here)
+    if listed:
+        if only:
+            raise UsageError(
+                f"{listed.spelling} names hosts, and {only.spelling} is for a scheduler, which finds its own",
+                "leave one out",
+            )
+        return ""
+    local = given.last("local") or given.last("standalone")
+    if local and said == "slurm":
+        raise UsageError(f"{local.spelling} means this machine, and Slurm's nodes are asked for", "leave one out")
+    if local or said == "none":
+        submits = next((given.last(key) for key in _SUBMITS if given.flag(key)), None)
+        if submits:
+            words = local.spelling if local else "--scheduler"
+            raise UsageError(f"{submits.spelling} needs a scheduler, and {words} means this machine", "leave one out")
+        return ""
+    if said == "slurm" or slurm.job_in(environ):
+        return "slurm"
+    counts = given.nodes()
+    many = (counts[1] if counts else 0) > 1 or (sized is not None and (sized.nodes or 1) > 1)
+    if is_configured(environ):
+        return "slurm" if many or only else ""
+    if only:
+        raise UsageError(
+            f"{only.spelling} is for a scheduler, and none that zlaunch can use is configured here",
+            "Slurm is where sbatch is on PATH and its slurm.conf is there; --scheduler slurm takes that for granted",
+        )
+    return ""
+
+
+def _said(given: Values, here: Here) -> str:
+    """``slurm`` or ``none``, where that was said."""
+    word = given.last("scheduler")
+    if word:
+        return SCHEDULERS[word.text.lower()]
+    name = str(here.params.get("scheduler", ""))
+    if name in ("flux", "lsf", "pbs"):
+        raise UsageError(f"-p scheduler={name}: not built yet in zlaunch 0.1", "there are slurm and none")
+    return name
+
+
+def _only_schedulers(given: Values, arguments: tuple[Argument, ...]) -> Given | None:
+    """The first option that only a scheduler can serve."""
+    found = [one for key in _ONLY_SCHEDULERS if (one := given.last(key))]
+    return found[0] if found else given.last("xargs") if arguments else None
+
+
+def _left_aside(
+    given: Values, arguments: tuple[Argument, ...], scheduler: str, in_job: tuple[str, str] | None
+) -> list[str]:
+    found = [one.spelling for key in _ONLY_SCHEDULERS if (one := given.last(key))]
+    found += ["-x " + " ".join(name for name, _ in arguments)] if arguments else []
+    if not found or (scheduler and not in_job):
+        return []
+    why = f"we are in Slurm's job {in_job[0]}, whose nodes are taken as they are" if in_job else "no scheduler is asked"
+    return [f"{why}; left aside: {', '.join(found)}"]
+
+
+# --- how large ------------------------------------------------------------------------------------------------------
+
+
+def _asked(given: Values) -> Asked:
+    counts = given.nodes()
+    listed = given.last("hosts") or given.last("hostfile")
+    by_size = next((one for key in ("gpus-at-least", "gpumem-at-least") if (one := given.last(key))), None)
+    if listed and by_size:
+        raise UsageError(f"{by_size.spelling} finds the number of hosts, and {listed.spelling} names them", "use -n")
+    gpus = given.last("gpus-at-least")
+    return Asked(
+        nodes=counts[1] if counts else None,
+        procs_per_node=_procs(given),
+        gpus_at_least=given.integer("gpus-at-least", 1, least=1) if gpus else None,
+        gpumem_at_least=given.gigabytes("gpumem-at-least"),
+        gpus_per_proc=given.integer("gpus-per-proc", 1, least=1),
+    )
+
+
+def _procs(given: Values) -> int | Literal["gpu", "cpu", "auto"] | None:
+    workers = given.workers(here=False)
+    return None if isinstance(workers, tuple) else workers
+
+
+def _check_hosts(given: Values, sized: Size, scheduler: str) -> None:
+    """Of this machine there is one."""
+    by_size = given.last("gpus-at-least") or given.last("gpumem-at-least")
+    if by_size and not scheduler and (sized.nodes or 1) > 1:
+        raise UsageError(
+            f"{by_size.spelling} {by_size.text}: {sized.nodes} hosts are needed, and this machine is one",
+            f"--scheduler slurm asks for them; {NAME_THEM}",
+        )
+
+
+def _workers(given: Values, hosts: HostOptions, scheduler: str, sized: Size | None) -> Workers:
+    if scheduler and sized:
+        return sized.workers
+    said = given.workers(here=hosts.names is None) or hosts.slots
+    return sized.workers if sized and said == "auto" else said
+
+
+def _request(
+    given: Values, arguments: tuple[Argument, ...], sized: Size, system: System, nodes: int | None
+) -> AllocationRequest:
+    """What Slurm is asked for; within one of its jobs, how many of its nodes are taken."""
+    minutes = given.minutes("time-limit")
+    counted = isinstance(sized.workers, int)
+    own = given.flag("batch-script")  # whose directives hold but for what was said
+    ours: list[Argument] = []
+    if counted and (not own or given.flag("procs-per-node")):
+        ours.append(("--ntasks-per-node", str(sized.ranks_per_node)))
+    if sized.gpus_per_node and system.described("gpus_per_node") and not own:
+        ours.append(("--gpus-per-node", str(sized.gpus_per_node)))
+    return AllocationRequest(
+        nodes=nodes,
+        queue=given.plain("queue"),
+        account=given.plain("account"),
+        reservation=given.plain("reservation"),
+        dependency=_dependency(given),
+        minutes=None if minutes is None else math.ceil(minutes / 60) + 1,
+        # All cores of a node are wanted, and how many it has nobody knows here.
+        exclusive=given.flag("exclusive") or (sized.workers == "cpu" and not system.described("cores_per_node")),
+        extra=(*ours, *arguments),
+    )
+
+
+def _nodes(given: Values, environ: Mapping[str, str], sized: Size, in_job: bool) -> int | None:
+    counts, one = given.nodes(), given.last("nodes")
+    if counts is None or one is None or counts[0] == counts[1]:
+        return sized.nodes
+    if not in_job:
+        raise UsageError(f"{one.spelling} {one.text}: how many nodes shall Slurm give?", f"write -N {counts[1]}")
+    there = environ.get("SLURM_JOB_NUM_NODES", "")
+    return min(counts[1], max(counts[0], int(there))) if there.isdecimal() else counts[0]
+
+
+def _dependency(given: Values) -> str | None:
+    text, one = given.plain("dependency"), given.last("dependency")
+    if text is None or one is None:
+        return None
+    if not all(_DEPENDENCY.fullmatch(part) for part in re.split(r"[,?]", text)) or ("," in text and "?" in text):
+        hint = f"did you mean afterok:{text}?" if text.isdecimal() else "for example afterok:1234, or after:1234+10"
+        raise UsageError(f"{one.spelling} {text}: this is no dependency of Slurm's", hint)
+    return text
