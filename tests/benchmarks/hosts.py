@@ -81,9 +81,9 @@ def ssh_true(startup: bool, shop: Workshop) -> Sample:
     return Sample(seconds)
 
 
-def starts(templates: bool, startup: bool, shop: Workshop) -> Sample:
-    """Starts of the agents of all hosts, which are ended after each: as ``Launcher.start`` does it, or bare."""
-    return _asked(shop, dressed(shop, startup), "zlaunch", do="starts", repeat=REPEAT, templates=templates)
+def starts(startup: bool, shop: Workshop) -> Sample:
+    """Starts of the agents of all hosts, which are ended after each."""
+    return _asked(shop, dressed(shop, startup), "zlaunch", do="starts", repeat=REPEAT)
 
 
 def steps(product: str, startup: bool, repeat: int, shop: Workshop) -> Sample:
@@ -120,8 +120,7 @@ def _start_row(name: str, title: str, startup: bool) -> Row:
         "from the call of start() to the moment when all have connected (what they fork ranks from comes later); "
         "torchrunx, which has no start: all of a run of a function that returns an int",
         (
-            Contestant("zlaunch", partial(starts, True, startup), "zlaunch", times_floor=1.3),
-            Contestant("zlaunch, no templates", partial(starts, False, startup), "zlaunch", times_floor=1.3),
+            Contestant("zlaunch", partial(starts, startup), "zlaunch", times_floor=1.3),
             Contestant("torchrunx, whole run", partial(steps, "torchrunx", startup, 1), "peer", rounds=1),
             Contestant(f"{HOSTS} ssh true at once", partial(ssh_true, startup), "floor"),
         ),

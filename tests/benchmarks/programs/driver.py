@@ -132,27 +132,16 @@ def steps(
     return {"seconds": seconds}
 
 
-def starts(product: Product, repeat: int, hosts: list[str], config: str, templates: bool) -> dict[str, Any]:
-    """Seconds of each of some starts of zlaunch's agents, which then have nothing to import.
-
-    Without ``templates`` they have nothing at all to do: that is for measurements, and no part of the interface.
-    """
+def starts(product: Product, repeat: int, hosts: list[str], config: str) -> dict[str, Any]:
+    """Seconds of each of some starts of zlaunch's agents, which then have nothing to import."""
     import zlaunch
-    from zlaunch.cluster import Cluster
-    from zlaunch.surroundings import view_settings
 
     assert product.name == "zlaunch", "torchrunx starts nothing ahead of its steps"
     seconds = []
     for _ in range(repeat):
         launcher = zlaunch.Launcher(hosts, ssh_config_file=config, preload=())
         began = time.monotonic()
-        if templates:
-            launcher.start()
-        else:
-            settings = view_settings(launcher.view, launcher.log_dir, "zlaunch_logs", None)
-            nothing: Any = {False: None}
-            launcher._shared.cluster = Cluster(launcher._places(), launcher._access(), settings)
-            launcher._shared.cluster.start(nothing, launcher.agent_timeout)
+        launcher.start()
         seconds.append(time.monotonic() - began)
         launcher.stop()
     return {"seconds": seconds}
