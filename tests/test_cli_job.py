@@ -187,6 +187,8 @@ def test_a_package_that_finds_its_own_modules_gets_its_way(folder: Path) -> None
         ("-t soon train.py", "expected minutes", ""),
         ("-t nan train.py", "expected minutes", ""),
         ("--grace -1 train.py", "--grace -1", ""),
+        ("--hosts a --host-timeout 1 train.py", "--host-timeout 1: 1.5 at least", ""),
+        ("--hosts a --agent-timeout 0 train.py", "--agent-timeout 0: 1 at least", ""),
         ("--max-restarts 1.5 train.py", "--max-restarts: expected a whole number", ""),
         ("--fraction-max-gpu-mem 1.2 train.py", "at most 1", ""),
         ("--gpus-per-proc 0 train.py", "--gpus-per-proc 0: at least 1", ""),

@@ -11,6 +11,7 @@ from zlaunch.protocol import messages as m
 from zlaunch.supervisor import effects as do
 from zlaunch.supervisor import happenings as on
 from zlaunch.testing import Pair, order
+from zlaunch.view.text import report
 
 
 class Watched(Pair):
@@ -305,3 +306,21 @@ def test_an_answer_that_was_long_on_its_way_tells_nothing_of_the_clock() -> None
     assert abs(host.clock_offset) < 0.0011
     host.heard_clock(200.0, 203.0, 203.0)  # 3 s, all of them on the way there
     assert abs(host.clock_offset) < 0.0011
+
+
+def test_a_lost_rank_that_had_started_has_its_pid() -> None:
+    pair = connected(1, 1)
+    pair.submit(order("r", pair))
+    pair.feed(on.AgentGone(1, "silent"))
+    pair.advance(1)
+    assert pair.ended[0].cause is not None
+    assert pair.ended[0].cause.pid == 1001
+
+
+def test_a_lost_host_is_told_in_one_line() -> None:
+    pair = connected(1, 3)
+    pair.submit(order("r", pair))
+    pair.feed(on.AgentGone(1, "silent"))
+    pair.advance(1)
+    lines = report(pair.ended[0], None)
+    assert lines == ["1 other rank ended or stopped with the run", "ranks 1, 2, 3 (host1) lost: silent"]

@@ -197,3 +197,9 @@ def test_which_gpus_a_rank_sees(env, changes, expected):
 )
 def test_symptoms(types, text, symptom):
     assert is_symptom(types, text) is symptom
+
+
+def test_a_pattern_does_not_carry_our_gpus_to_other_hosts_and_their_name_does() -> None:
+    ours = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_HOME": "/cuda", "ROCR_VISIBLE_DEVICES": "1"}
+    assert copied_environment(["CUDA*", "ROCR*"], ours) == {"CUDA_HOME": "/cuda"}
+    assert copied_environment(["CUDA_VISIBLE_DEVICES"], ours) == {"CUDA_VISIBLE_DEVICES": "0"}

@@ -148,8 +148,7 @@ from zlaunch.agent.main import main; main()
 def test_an_agent_loads_little_before_its_hello() -> None:
     with closing(Hub()) as hub:
         bootstrap = Bootstrap(
-            hostname="h",
-            invitation=msgspec.Raw(msgspec.json.encode(hub.invite(0))),
+            places={"h": msgspec.Raw(msgspec.json.encode(hub.invite(0)))},
             template=None,
             stdin_is_link=False,
             connect_timeout=30,

@@ -341,3 +341,10 @@ def test_nothing_else_is_taken_for_a_script_that_a_host_has_not_got(bed: Bed, wo
     assert "another one" not in done.stdout
     if words == ("train.py",):
         assert "a script must be on every host, at the same path" in done.stderr
+
+
+def test_what_cannot_be_meant_by_hosts_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"ssh_config_file: there is no file .*/nowhere"):
+        zlaunch.Launcher(hostnames=["192.0.2.1"], workers_per_host=1, ssh_config_file=tmp_path / "nowhere").start()
+    with pytest.raises(TypeError, match=r"by name they are on\(hostnames="):
+        zlaunch.Launcher().on(hosts=["node1"])  # type: ignore[arg-type]

@@ -408,3 +408,9 @@ def program(path: Path, line: str) -> str:
     path.write_text(f"#!/bin/sh\n{line}\n")
     path.chmod(0o755)
     return str(path)
+
+
+def test_what_is_to_be_tried_by_hand_names_the_configuration_that_was_used() -> None:
+    said = "me@node: Permission denied (publickey)."
+    text = explain("node", 255, said, python="python3", setup=None, config="my config")
+    assert "ssh -F 'my config' node true must work" in text

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import msgspec
 
 from .backends import local, slurm, ssh
 from .errors import LaunchError
-from .link.hub import Hub
+from .link.hub import Hub, Invitation
 from .model import AgentCommand, HostPlan, TemplateSpec
 from .protocol.bootstrap import Bootstrap
 from .supervisor.loop import Start
@@ -80,50 +80,47 @@ class Access:
         self,
         hub: Hub,
         hosts: Sequence[HostPlan],
-        templates: Mapping[bool, TemplateSpec],
+        template: TemplateSpec | None,
         timeout: float,
         folders: tuple[str, ...],
     ) -> list[Start]:
         """The commands that start the hosts' agents, with fresh keys in their lines.
 
         Args:
-            templates: for hosts here, and for others.
+            template: what the agent of this machine warms up at once.
             folders: of this machine, which others may not have.
         """
         if self.job:
             return [self._invite_together(hub, hosts, timeout, folders)]
-        return [self._invite(hub, host, templates, timeout, folders) for host in hosts]
+        return [self._invite(hub, host, template, timeout, folders) for host in hosts]
 
     def _invite(
         self,
         hub: Hub,
         host: HostPlan,
-        templates: Mapping[bool, TemplateSpec],
+        template: TemplateSpec | None,
         timeout: float,
         folders: tuple[str, ...],
     ) -> Start:
         tunnel = "" if host.here else TUNNELS + secrets.token_hex(8)
         command = self.command(host, timeout, tunnel, hub)
+        explain = functools.partial(
+            ssh.explain, host.name, python=self.interpreter, setup=self.setup, config=self.ssh_config
+        )
         bootstrap = Bootstrap(
-            hostname=host.name,
-            invitation=msgspec.Raw(msgspec.json.encode(hub.invite(host.index, here=host.here, tunnel=tunnel))),
-            template=templates[True] if host.here else None,
+            places={host.name: _encoded(hub.invite(host.index, here=host.here, tunnel=tunnel))},
+            template=template if host.here else None,
             folders=folders,
             stdin_is_link=command.stdin_is_link,
             connect_timeout=timeout,
         )
-        if host.here:
-            return command, bootstrap.to_line(), None
-        explain = functools.partial(
-            ssh.explain, host.name, python=self.interpreter, setup=self.setup, config=self.ssh_config
-        )
-        return command, bootstrap.to_line(), explain
+        return command, bootstrap.to_line(), None if host.here else explain
 
     def _invite_together(self, hub: Hub, hosts: Sequence[HostPlan], timeout: float, folders: tuple[str, ...]) -> Start:
         """One command for all, and one line, in which each agent finds its own keys."""
         command = self.together(hosts)
         bootstrap = Bootstrap(
-            places={host.name: msgspec.Raw(msgspec.json.encode(hub.invite(host.index, here=False))) for host in hosts},
+            places={host.name: _encoded(hub.invite(host.index, here=False)) for host in hosts},
             template=None,
             folders=folders,
             stdin_is_link=command.stdin_is_link,
@@ -134,6 +131,10 @@ class Access:
     def together(self, hosts: Sequence[HostPlan]) -> AgentCommand:
         """How a scheduler starts the agents of all nodes of a job."""
         return slurm.agents_command(hosts, self.job, os.environ, python=self.interpreter, setup=self.setup)
+
+
+def _encoded(invitation: Invitation) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(invitation))
 
 
 def config_path(file: str | os.PathLike[str] | None) -> str | None:

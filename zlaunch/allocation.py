@@ -48,11 +48,17 @@ def is_wanted(hostnames: object, environ: Mapping[str, str]) -> bool:
     return hostnames == "slurm" or (hostnames == "auto" and slurm.job_in(environ) is not None)
 
 
+def job_to_show(environ: Mapping[str, str]) -> str:
+    """The id of the job that we are in, or a word for that of the one that would be asked for."""
+    found = slurm.job_in(environ)
+    return found.id if found else "<job>"
+
+
 def nameless(request: AllocationRequest, environ: Mapping[str, str]) -> tuple[HostPlan, ...]:
     """A scheduler's nodes, to be shown, without asking it: those of the job that we are in have no names yet either."""
-    count, found = environ.get("SLURM_JOB_NUM_NODES", ""), slurm.job_in(environ)
-    nodes = request.nodes or (int(count) if found and count.isdecimal() else 1)
-    of = found[1] if found else str(nodes)
+    found = slurm.job_in(environ)
+    nodes = request.nodes or (found.size if found else 0) or 1
+    of = found.nodes if found else str(nodes)
     return tuple(HostPlan(index, f"<node {index + 1} of {of}>", 0, here=False) for index in range(nodes))
 
 
@@ -61,13 +67,12 @@ def current(environ: Mapping[str, str], nodes: int | None = None) -> Allocation 
     found = slurm.job_in(environ)
     if found is None:
         return None
-    job, written = found
-    names = tuple(_answer(slurm.names_argv(written)).split())
+    names = tuple(_answer(slurm.names_argv(found.nodes)).split())
     if not names:
-        raise LaunchError(f"Slurm names no hosts in {written!r}")
+        raise LaunchError(f"Slurm names no hosts in {found.nodes!r}")
     if nodes is not None and nodes > len(names):
-        raise LaunchError(f"{nodes} nodes are wanted, and Slurm's job {job} has {len(names)}: {written}")
-    return Allocation(job, names[:nodes])
+        raise LaunchError(f"{nodes} nodes are wanted, and Slurm's job {found.id} has {len(names)}: {found.nodes}")
+    return Allocation(found.id, names[:nodes])
 
 
 def ask(request: AllocationRequest, tell: Callable[[str], None]) -> Allocation:

@@ -80,7 +80,7 @@ class Cluster:
         self.folders = {*templates[False].sys_path, folder} if False in templates else set()
 
         def launch(hub: Hub) -> list[Start]:
-            return self.access.invite(hub, self.hosts, templates, timeout, tuple(self.folders))
+            return self.access.invite(hub, self.hosts, templates.get(True), timeout, tuple(self.folders))
 
         try:
             _open.add(self)

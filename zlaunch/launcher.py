@@ -6,10 +6,8 @@ import dataclasses
 import functools
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +34,7 @@ from .steps import (
     make_plan,
     with_backend,
 )
-from .surroundings import ranks_environment, view_settings
+from .surroundings import ranks_environment, say, view_settings
 from .systems.detect import facts as detect_facts
 from .systems.targets import check_module, check_program, check_script, search_path
 from .view.settings import HandlerFactory, ViewName, ViewSettings
@@ -345,10 +343,16 @@ class Launcher:
         settings = self.view_settings or view_settings(self.view, self.log_dir, DEFAULT_LOG_DIR, self._handlers)
         errands = make_errands(self, "function", (), preload, {place.here for place in places} or {False})
         templates = {here: errand.template for here, errand in errands.items()}
-        allocation = self._allocation() if places else ask(self.request, _say)
+        allocation = self._allocation() if places else ask(self.request, say)
         access = self._access(allocation.job if allocation else "")
-        release = allocation.release if allocation else None
-        cluster = Cluster(allocation.places() if allocation else places, access, settings, release)
+        if allocation is None:
+            cluster = Cluster(places, access, settings)
+        else:
+            try:
+                cluster = Cluster(allocation.places(), access, settings, allocation.release)
+            except BaseException:
+                allocation.release()
+                raise
         return cluster, functools.partial(cluster.start, templates, self.agent_timeout, os.getcwd())
 
     def _access(self, job: str) -> Access:
@@ -376,12 +380,6 @@ class _Shared:
 
     cluster: Cluster | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):
-        sys.stderr.write(f"zlaunch: {text}\n")
-        sys.stderr.flush()
 
 
 def _wait(run: Run[R]) -> LaunchResult[R]:

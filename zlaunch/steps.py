@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .allocation import is_wanted, nameless
+from .allocation import is_wanted, job_to_show, nameless
 from .errors import LaunchError
 from .fields import check_fields, check_gpu_memory
 from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
@@ -141,7 +141,7 @@ def make_plan(launcher: Launcher, kind: TaskKind, argv: Sequence[str]) -> Launch
     cluster = launcher._shared.cluster
     scheduled = cluster is None and is_wanted(launcher.hostnames, os.environ)
     places: Sequence[HostPlan] = nameless(launcher.request, os.environ) if scheduled else launcher._places()
-    job = os.environ.get("SLURM_JOB_ID", "<job>") if scheduled else ""
+    job = job_to_show(os.environ) if scheduled else ""
     access = cluster.access if cluster else launcher._access(job)
     if cluster:
         places = among(cluster.hosts, places)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .torchenv.envfile import parse_env_file
@@ -68,6 +70,13 @@ def ranks_environment(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def say(text: str) -> None:
+    """zlaunch's own words, to stderr, where no run's console is there to say them."""
+    with suppress(OSError):  # whoever has closed our stderr does not want to hear it, and nothing is over for that
+        sys.stderr.write(f"zlaunch: {text}\n")
+        sys.stderr.flush()
 
 
 def record_level(handlers: HandlerFactory | None) -> int:

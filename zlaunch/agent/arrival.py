@@ -22,7 +22,8 @@ class Arrival:
     def __init__(self, bootstrap: Bootstrap) -> None:
         self.bootstrap = bootstrap
         self.signals = signal_pipe()
-        self.invitation = msgspec.json.decode(bootstrap.invitation, type=Invitation)
+        self.hostname, invitation = bootstrap.place(_own_names())
+        self.invitation = msgspec.json.decode(invitation, type=Invitation)
         self.spoke = Spoke(self.invitation)
         self.heard: list[SpokeEvent] = []
         """What the supervisor said before there was a loop to hear it."""
@@ -61,3 +62,9 @@ def signal_pipe() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     return read_end
+
+
+def _own_names() -> list[str]:
+    """What this host may be called by whoever starts many at once: by Slurm, and by itself."""
+    own = os.uname().nodename
+    return [name for name in (os.environ.get("SLURMD_NODENAME"), own, own.partition(".")[0]) if name]

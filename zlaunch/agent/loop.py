@@ -43,7 +43,7 @@ class AgentLoop:
     def __init__(self, arrival: Arrival) -> None:
         become_subreaper()
         bootstrap = arrival.bootstrap
-        self.core = AgentCore(bootstrap.hostname)
+        self.core = AgentCore(arrival.hostname)
         self.queue: deque[on.Happening] = deque()
         self.template: TemplateProcess | None = None
         self.ranks: dict[tuple[Key, int], RankProcess] = {}

@@ -25,8 +25,8 @@ def main() -> None:
     if not line:
         sys.exit("zlaunch agent: no keys came on stdin; agents are started by zlaunch itself")
     try:
-        bootstrap = Bootstrap.from_line(line).take_place(_own_names())
-    except (VersionMismatch, LookupError) as error:
+        bootstrap = Bootstrap.from_line(line)
+    except VersionMismatch as error:
         sys.exit(f"zlaunch agent: {error}")
     except msgspec.MsgspecError as error:
         sys.exit(f"zlaunch agent: what came on stdin are no keys: {error}")
@@ -43,7 +43,7 @@ def main() -> None:
 
         gc.enable()
         status = AgentLoop(arrival).run()
-    except LinkError as error:
+    except (LinkError, LookupError) as error:
         sys.stderr.write(f"zlaunch agent: {error}\n")
         status = 1
     sys.stdout.flush()
@@ -66,12 +66,6 @@ def _import_msgspec() -> None:
     finally:
         if hidden:
             del sys.modules["typing_extensions"]
-
-
-def _own_names() -> list[str]:
-    """What this host may be called by whoever starts many at once: by Slurm, and by itself."""
-    own = os.uname().nodename
-    return [name for name in (os.environ.get("SLURMD_NODENAME"), own, own.partition(".")[0]) if name]
 
 
 def _read_line(fd: int) -> bytes:

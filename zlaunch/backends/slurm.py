@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ..model import AgentCommand, AllocationRequest, HostPlan
 from ..systems.interpreter import remote_code
@@ -32,10 +33,21 @@ GRANTED = 'echo "$SLURM_JOB_ID $SLURM_JOB_NODELIST"; exec cat >/dev/null'
 """What salloc runs: it tells, and stays until its stdin ends."""
 
 
-def job_in(environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """The job that we are in: its id, and its nodes as Slurm writes them; ``None`` where we are in none."""
+class Job(NamedTuple):
+    """A job that we are in."""
+
+    id: str
+    nodes: str
+    """As Slurm writes them: ``node[1-3,7]``."""
+    size: int
+    """How many these are; 0 where Slurm does not say."""
+
+
+def job_in(environ: Mapping[str, str]) -> Job | None:
+    """The job that we are in; ``None`` where we are in none."""
     job, nodes = environ.get("SLURM_JOB_ID"), environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
-    return (job, nodes) if job and nodes else None
+    count = environ.get("SLURM_JOB_NUM_NODES", "")
+    return Job(job, nodes, int(count) if count.isdecimal() else 0) if job and nodes else None
 
 
 def names_argv(nodes: str) -> tuple[str, ...]:
@@ -122,8 +134,7 @@ def _nodelist(hosts: Sequence[HostPlan], environ: Mapping[str, str]) -> str:
     found = job_in(environ)
     if found is None:
         return "<its nodes>"
-    whole = environ.get("SLURM_JOB_NUM_NODES") == str(len(hosts))
-    return found[1] if whole else f"<the first {len(hosts)} of {found[1]}>"
+    return found.nodes if found.size == len(hosts) else f"<the first {len(hosts)} of {found.nodes}>"
 
 
 def without_unwanted(environ: Mapping[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..backends import slurm, slurm_batch
+from ..surroundings import say
 from .grammar import UsageError
 from .job import Job
 from .papers import Papers
@@ -58,10 +59,10 @@ def batch(job: Job, papers: Papers) -> int:
     if number is None:
         return _failed(f"{argv[0]} did not answer with a job's id: {done.stdout.strip()!r}\n{said}".rstrip())
     if said:
-        _say(said)
+        say(said)
     _print(f"{number}\n")
     if papers.folder is not None:
-        _say(f"job {number} is submitted; its script and output are in {papers.folder}")
+        say(f"job {number} is submitted; its script and output are in {papers.folder}")
     return 0
 
 
@@ -107,7 +108,7 @@ def write(job: Job, papers: Papers) -> None:
 
 
 def _failed(why: str) -> int:
-    _say(why)
+    say(why)
     return FAILED
 
 
@@ -115,9 +116,3 @@ def _print(text: str) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors=SURROGATES))
     sys.stdout.buffer.flush()
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):
-        sys.stderr.write(f"zlaunch: {text}\n")
-        sys.stderr.flush()

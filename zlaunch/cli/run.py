@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..backends.slurm import allocate_argv
@@ -14,7 +14,7 @@ from ..errors import ZlaunchError
 from ..launcher import Launcher
 from ..model import signal_name
 from ..result import Run
-from ..surroundings import copied_environment
+from ..surroundings import copied_environment, say
 from ..view.settings import ViewSettings, log_level
 from .doorbell import Doorbell, Interrupted, reader_to_watch
 from .grammar import UsageError
@@ -32,7 +32,7 @@ def run(job: Job) -> int:
         UsageError: the launcher found something wrong with the job before anything started.
     """
     for note in job.notes:
-        _say(note)
+        say(note)
     if job.papers and (job.papers.submit or job.papers.only):
         from .batch import batch
 
@@ -66,10 +66,10 @@ def run(job: Job) -> int:
         except ValueError as error:
             raise UsageError(str(error)) from error
         except ZlaunchError as error:
-            _say(str(error))
+            say(str(error))
             return LAUNCH_FAILED
         except Interrupted as interrupted:
-            _say(f"{_pressed(interrupted.number)}: nothing had started yet")
+            say(f"{_pressed(interrupted.number)}: nothing had started yet")
             return 128 + interrupted.number
         return _watch(running, job, bell)
 
@@ -154,7 +154,7 @@ def _watch(running: Run[None], job: Job, bell: Doorbell) -> int:
             reader, asked = None, asked or signal.SIGPIPE
             running.cancel()
         elif ring.signal == signal.SIGTSTP:
-            _say("Ctrl-Z is ignored: stopped ranks look dead to their peers; Ctrl-C ends the run")
+            say("Ctrl-Z is ignored: stopped ranks look dead to their peers; Ctrl-C ends the run")
         else:
             asked, presses = asked or ring.signal, presses + 1
             _end(running, presses, ring.signal, job.grace)
@@ -165,13 +165,13 @@ def _end(running: Run[None], presses: int, number: int, grace: float) -> None:
     """Once: SIGTERM and the grace period. Twice: SIGKILL. A third time we leave what cannot die."""
     what = _pressed(number)
     if presses == 1:
-        _say(f"{what}: ending the ranks, with SIGKILL after {grace:g} s; once more to kill them now")
+        say(f"{what}: ending the ranks, with SIGKILL after {grace:g} s; once more to kill them now")
         running.cancel()
     elif presses == 2:
-        _say(f"{what}: killing the ranks")
+        say(f"{what}: killing the ranks")
         running.cancel(grace=0)
     else:
-        _say(f"{what}: leaving; the agent ends what is left by itself")
+        say(f"{what}: leaving; the agent ends what is left by itself")
         os._exit(128 + number)
 
 
@@ -192,10 +192,4 @@ def _save_hostlist(hosts: Sequence[str]) -> None:
     try:
         Path(HOSTLIST).write_text("".join(f"{name}\n" for name in names))
     except OSError as error:
-        _say(f"{HOSTLIST} could not be written: {error.strerror}")
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # whoever has closed our stderr does not want to hear it, and the run is not over
-        sys.stderr.write(f"zlaunch: {text}\n")
-        sys.stderr.flush()
+        say(f"{HOSTLIST} could not be written: {error.strerror}")

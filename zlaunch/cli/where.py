@@ -81,7 +81,7 @@ def where(given: Values, environ: Mapping[str, str], ranks_env: Mapping[str, str
         request = _request(given, arguments, sized, here.system, nodes)
     return Where(
         scheduler=scheduler,
-        inside=in_job[0] if in_job else "",
+        inside=in_job.id if in_job else "",
         hosts=hosts,
         workers=_workers(given, hosts, scheduler, sized),
         request=request,
@@ -188,9 +188,7 @@ def _only_schedulers(given: Values, arguments: tuple[Argument, ...]) -> Given | 
     return found[0] if found else given.last("xargs") if arguments else None
 
 
-def _left_aside(
-    given: Values, arguments: tuple[Argument, ...], scheduler: str, in_job: tuple[str, str] | None
-) -> list[str]:
+def _left_aside(given: Values, arguments: tuple[Argument, ...], scheduler: str, in_job: slurm.Job | None) -> list[str]:
     found = [one.spelling for key in _ONLY_SCHEDULERS if (one := given.last(key))]
     found += ["-x " + " ".join(name for name, _ in arguments)] if arguments else []
     if not found or (scheduler and not in_job):

@@ -16,12 +16,9 @@ from .messages import PROTOCOL
 class Bootstrap(Struct, frozen=True, kw_only=True):
     """Who the agent is to be, how it gets home, and the template that it may warm meanwhile."""
 
-    hostname: str = ""
-    """The name that the user gave to this host."""
-    invitation: msgspec.Raw = msgspec.Raw(b"null")
-    """``link.hub.Invitation``, opened by the link: addresses and keys."""
-    places: dict[str, msgspec.Raw] = {}
-    """Invitations by name of the host, where one command gives the same line to the agents of many: ``take_place``."""
+    places: dict[str, msgspec.Raw]
+    """By the name that the user gave to a host: ``link.hub.Invitation``, opened by the link, with addresses and keys.
+    More than one, where one command gives the same line to the agents of many hosts."""
     template: TemplateSpec | None
     """Started before the agent has connected. On other hosts there is none: who waits for many of them wants to know
     first whether they are there, and torch's import would be in the way of that."""
@@ -37,14 +34,18 @@ class Bootstrap(Struct, frozen=True, kw_only=True):
         """As one line of JSON."""
         return msgspec.json.encode(self) + b"\n"
 
-    def take_place(self, names: Sequence[str]) -> Bootstrap:
-        """The line as it is for one host, which knows itself by any of ``names``. Raises LookupError for a stranger."""
-        if not self.places:
-            return self
+    def place(self, names: Sequence[str]) -> tuple[str, msgspec.Raw]:
+        """The name and the invitation of one host: the only one, or that which knows itself by any of ``names``.
+
+        Raises:
+            LookupError: it is none of those that the line is for.
+        """
+        if len(self.places) == 1:
+            return next(iter(self.places.items()))
         name = next((name for name in names if name in self.places), None)
         if name is None:
             raise LookupError(f"this host is {' or '.join(names)}, and none of {', '.join(self.places)}")
-        return msgspec.structs.replace(self, hostname=name, invitation=self.places[name], places={})
+        return name, self.places[name]
 
     @classmethod
     def from_line(cls, line: bytes) -> Bootstrap:
