@@ -20,8 +20,9 @@ from far_steps import here, stay
 
 import zlaunch
 
-AT_ONCE, SILENCE, OWN_END = 1.0, 8.0, 15.0
-"""Seconds: what is seen at once (promised: 0.1), a silent host (promised: 6), and ranks that nobody can end."""
+AT_ONCE, SILENCE, OWN_END = 3.0, 8.0, 15.0
+"""Seconds: what is seen at once (promised: 0.1; a busy machine has less than silence takes), a silent host (promised:
+6), and ranks that nobody can end."""
 
 Tell = Callable[[str], None]
 
@@ -65,7 +66,7 @@ def test_a_dead_agent_is_missed_at_once(fresh_bed: Bed, tell: Tell) -> None:
         os.kill(pid, signal.SIGKILL)
         took = lost(there, "node2")
         ended = max(map(there.gone, ["node2"]))
-        assert took < AT_ONCE + 2
+        assert took < AT_ONCE
         tell(f"agent killed: raised after {took:.2f} s, its ranks gone after {ended:.2f} s")
 
 
@@ -74,7 +75,7 @@ def test_a_killed_host_is_missed_at_once(fresh_bed: Bed, tell: Tell) -> None:
         there.begin()
         fresh_bed.kill("node1")
         took = lost(there, "node1")
-        assert took < AT_ONCE + 2
+        assert took < AT_ONCE
         tell(f"host killed: raised after {took:.2f} s")
 
 

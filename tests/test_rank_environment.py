@@ -157,8 +157,10 @@ def test_the_port_stays_free_until_rank_0_takes_it(cluster: zlaunch.Launcher, tm
         while not gate.exists():
             time.sleep(0.01)
         store = dist.TCPStore(os.environ["MASTER_ADDR"], port, 2, rank == 0, timedelta(seconds=20))
-        store.add("ranks", 1)
-        store.wait(["ranks"])
+        if rank == 1:
+            store.set("met", "yes")
+        else:
+            store.wait(["met"])  # the store is rank 0's, and ends with it
         return port
 
     run = cluster.submit(step)

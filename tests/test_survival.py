@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, FunctionType
+from typing import Any
 
 import pytest
 import survival_rig as rig
@@ -18,6 +20,8 @@ from survival_rig import LEAVE, PROGRAMS, Roll
 
 import zlaunch
 from zlaunch.model import FateKind
+from zlaunch.result import Run
+from zlaunch.supervisor.loop import SupervisorLoop
 from zlaunch.systems.processes import become_subreaper, kill_all
 
 SOON = 5.0
@@ -386,6 +390,44 @@ def test_a_second_interrupt_kills(cluster: zlaunch.Launcher, roll: Roll) -> None
         cluster.on(workers_per_host=1, grace_period=600).run(work, roll.path, os.getpid())
     roll.expect(rank0=1)
     assert roll.alive() == []
+    assert time.monotonic() - began < rig.PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("first", "event"), [(SupervisorLoop.submit, "call"), (SupervisorLoop.submit, "return"), (Run.result, "call")]
+)
+def test_an_interrupt_at_the_worst_of_moments(cluster: zlaunch.Launcher, first: FunctionType, event: str) -> None:
+    """The run is or is not on its way, and its caller has not heard of it; then while the first one is dealt with."""
+    pressed = []
+
+    def press(frame: FrameType, now: str, _: object) -> None:
+        if frame.f_code is first.__code__ and now == event:
+            pressed.append(event)
+            raise KeyboardInterrupt  # which ends the profiling, too
+
+    def press_again(frame: FrameType, now: str, _: object) -> Callable[..., Any] | None:
+        if frame.f_code is SupervisorLoop.cancel.__code__ and pressed and now == "return":
+            pressed.append("again")
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return press_again if frame.f_code is SupervisorLoop.cancel.__code__ else None
+
+    def work() -> None:
+        rig.be_deaf()
+        rig.sleep_for_ever()
+
+    began = time.monotonic()
+    sys.setprofile(press)
+    sys.settrace(press_again)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.on(workers_per_host=1, grace_period=600).run(work)
+    finally:
+        sys.setprofile(None)
+        sys.settrace(None)
+    assert pressed == [event, "again"]
+    assert cluster._shared.cluster is not None
+    assert cluster._shared.cluster.pending() == []
     assert time.monotonic() - began < rig.PATIENCE
 
 

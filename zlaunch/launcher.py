@@ -22,7 +22,7 @@ from .plan import LaunchPlan
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
 from .protocol.travel import modules_by_value
-from .result import LaunchResult, Run
+from .result import LaunchResult, Run, interrupt, waited
 from .steps import (
     among,
     backend_for,
@@ -143,7 +143,7 @@ class Launcher:
             ZlaunchError: see ``zlaunch.errors``.
             KeyboardInterrupt: after all ranks have been ended; a second one kills them at once.
         """
-        return _wait(self.submit(func, *args, **kwargs))
+        return waited(lambda: self.submit(func, *args, **kwargs))
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """As ``run``, without waiting. Raises SerializationError, LaunchError or ValueError before anything starts."""
@@ -159,15 +159,15 @@ class Launcher:
             WorkerFailedError: a rank's exit status was not 0.
             FileNotFoundError: there is no such script, or none that can be run; nothing has been started.
         """
-        return _wait(self.submit_script(path, *argv))
+        return waited(lambda: self.submit_script(path, *argv))
 
     def run_module(self, name: str, *argv: str) -> LaunchResult[None]:
         """Run a module on every rank, as ``python -m name argv...`` would. Raises as ``run_script``."""
-        return _wait(self.submit_module(name, *argv))
+        return waited(lambda: self.submit_module(name, *argv))
 
     def run_command(self, *argv: str) -> LaunchResult[None]:
         """Run any program on every rank. Raises as ``run_script``."""
-        return _wait(self.submit_command(*argv))
+        return waited(lambda: self.submit_command(*argv))
 
     def submit_script(self, path: str | os.PathLike[str], *argv: str, name: str | None = None) -> Run[None]:
         """``run_script`` without waiting; ``name`` is what the run is called, by default the script."""
@@ -309,11 +309,13 @@ class Launcher:
             start()
         else:
             cluster.wait_started()
+        submitted = ""
         try:
             hosts = counted(self, among(cluster.hosts, places or cluster.hosts), cluster.facts)
             check_hosts(self, kind, hosts, cluster.facts)
             preload = self._preload_for(kind) if alone else self.preload
             errands = make_errands(self, kind, argv, preload, {host.here for host in hosts})
+            submitted = errands[hosts[0].here].step.id
             if dump:
                 errands = with_backend(errands, backend_for(self, hosts, cluster.facts))
                 folders = errands[hosts[0].here].step.sys_path
@@ -330,6 +332,8 @@ class Launcher:
                 alone=alone,
             )
         except BaseException:
+            if run := cluster.runs.get(submitted):  # a Ctrl-C between its start and our knowing of it
+                interrupt(run)
             if alone:
                 cluster.stop()
             raise
@@ -380,17 +384,3 @@ class _Shared:
 
     cluster: Cluster | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-def _wait(run: Run[R]) -> LaunchResult[R]:
-    """Wait for a run; Ctrl-C ends it first, and is raised when nothing of it is alive any more."""
-    try:
-        return run.result()
-    except KeyboardInterrupt:
-        run.cancel()
-        try:
-            run.exception()
-        except KeyboardInterrupt:
-            run.cancel(grace=0)
-            run.exception()
-        raise

@@ -264,6 +264,31 @@ class Run(Generic[R]):
         )
 
 
+def waited(submit: Callable[[], Run[R]]) -> LaunchResult[R]:
+    """Submit, and wait for the results; Ctrl-C ends the run first, and is raised when nothing of it is alive any more.
+
+    Nothing that Python could stop for lies between the end of ``submit`` and our knowing of the run.
+    """
+    run = None
+    try:
+        run = submit()
+        return run.result()
+    except KeyboardInterrupt:
+        if run is not None:
+            interrupt(run)
+        raise
+
+
+def interrupt(run: Run[Any]) -> None:
+    """End a run and wait for it; a Ctrl-C meanwhile kills it."""
+    try:
+        run.cancel()
+        run.exception()
+    except KeyboardInterrupt:
+        run.cancel(grace=0)
+        run.exception()
+
+
 def _value(data: memoryview | None) -> Any:
     return None if data is None else load(unpack(data))
 

@@ -140,8 +140,14 @@ class SupervisorLoop:
             self._take_inbox()
 
     def cancel(self, run: str, grace: float | None = None) -> None:
-        """Stop a run; with ``grace`` 0 at once."""
-        self._post(lambda: self._handle(on.Cancelled(run, grace)))
+        """Stop a run; with ``grace`` 0 at once. One whose ``submit`` was interrupted, and never came, has ended."""
+        self._post(lambda: self._cancel(run, grace))
+
+    def _cancel(self, run: str, grace: float | None) -> None:
+        if run in self.core.schedule.runs:
+            self._handle(on.Cancelled(run, grace))
+        else:
+            self.finished(RunEnded(time.monotonic(), run, "cancelled", None, ()), False, {})
 
     def handled(self, hostname: str, size: int) -> None:
         """So many bytes of a host's output have been dealt with: it may send as many again."""
