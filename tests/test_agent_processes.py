@@ -16,7 +16,7 @@ import pytest
 
 from zlaunch import Launcher, LaunchError
 from zlaunch.model import AgentCommand
-from zlaunch.supervisor.agents import AgentProcess
+from zlaunch.supervisor.agents import AgentProcess, Start
 
 
 def command(*argv: str, hosts: tuple[int, ...] = (0,)) -> AgentCommand:
@@ -29,7 +29,7 @@ def explain(status: int | None, said: str) -> str:
 
 @contextmanager
 def running(*argv: str, line: bytes = b"", hosts: tuple[int, ...] = (0,)) -> Iterator[AgentProcess]:
-    process = AgentProcess.start(command(*argv, hosts=hosts), line, explain)
+    process = AgentProcess.start(Start(command(*argv, hosts=hosts), line, explain))
     try:
         yield process
     finally:

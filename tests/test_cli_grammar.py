@@ -99,8 +99,6 @@ def test_what_torchrun_needs_and_we_do_not() -> None:
         ("--view plian x", "--view: 'plian' is not a choice", "plain"),
         ("--view live x", "--view live: not built yet", "plain"),
         ("-r mpi x", "-r mpi: not built yet", "tcp"),
-        ("--scheduler flux x", "--scheduler flux: not built yet", "slurm"),
-        ("--scheduler LSFScheduler x", "--scheduler LSFScheduler: not built yet", "slurm"),
         ("--scheduler slrum x", "--scheduler: 'slrum' is not a choice", "did you mean slurm?"),
         ("--hosts --hostfile x", "--hosts needs a value", "--hosts=--hostfile"),
         ("--hostnames a,b x", "there is no option --hostnames", ""),

@@ -1,7 +1,8 @@
-"""The command lines that torchrun-hpc's users have, as they are with Slurm: what is asked for, and the job's script."""
+"""The command lines that torchrun-hpc's users have, with each scheduler: what is asked for, and the job's script."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import pytest
 
 import zlaunch
-from zlaunch.backends import slurm
+from zlaunch.backends import schedulers
+from zlaunch.backends.scheduler import Launch, Nodes
 from zlaunch.cli import batch, papers
 from zlaunch.cli.grammar import UsageError, split
 from zlaunch.cli.job import Job, job
+from zlaunch.model import AllocationRequest
+from zlaunch.systems.interpreter import PACKAGE_ROOT
 
-GOLDEN = Path(__file__).parent / "goldens" / "slurm-reference.txt"
+GOLDENS = Path(__file__).parent / "goldens"
+SYSTEMS = {"slurm": "matrix", "flux": "corona", "lsf": "lassen"}
+"""A known system of each, so that the goldens do not depend on what this machine has."""
 LINES = """\
 -N 1 -n 4 train.py --epochs 100
 -N 2 -n 8 train.py --batch-size 256
@@ -35,6 +41,7 @@ LINES = """\
 --account ml_research -N 8 -n 8 research_train.py
 --reservation dat_2024 -N 16 -n 8 dat_experiment.py
 --comm-backend NCCL -N 4 -n 8 nvidia_train.py
+--comm-backend RCCL -N 4 -n 8 amd_train.py
 --comm-backend MPI -N 8 -n 4 mpi_train.py
 --setup-only -o torch_job.sh -N 4 -n 8 train.py
 --dry-run -N 8 -n 8 train.py --lr 0.001
@@ -46,6 +53,10 @@ LINES = """\
 --out output.log --err error.log -N 2 -n 8 train.py
 --color-stderr --verbose -N 1 -n 4 debug_train.py
 --verbose --save-hostlist --out logs/train_out.log --err logs/train_err.log -N 4 -n 8 train.py
+--verbose -N 16 -n 8 --gpus-per-proc 1 --fraction-max-gpu-mem 0.9 --comm-backend NCCL -q production -t 1440 \
+--exclusive --bg -l production_run_1 --account ai_training -J "GPT_Training" --save-hostlist \
+-p gpu_arch=a100 mem_per_gpu=80 --out logs/gpt_out.log --err logs/gpt_err.log train_gpt.py --model-size 13B \
+--batch-size 2048 --learning-rate 1e-4 --warmup-steps 1000 --max-steps 100000
 -x NCCL_DEBUG=INFO -N 2 -n 8 train.py
 """.splitlines()
 
@@ -60,38 +71,58 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def made(line: str, **environ: str) -> Job:
-    """On a system whose nodes have four GPUs, 80 GB each, whatever this machine has."""
-    there = {"PATH": os.environ["PATH"], "SLURM_CLUSTER_NAME": "matrix"}
+def made(line: str, system: str = "matrix", **environ: str) -> Job:
+    """On a known system, whatever this machine has."""
+    there = {"PATH": os.environ["PATH"], "LMOD_SYSTEM_NAME": system}
     return job(split(shlex.split(line)), {**there, **environ})
 
 
-def shown(line: str, folder: Path) -> str:
-    what = made(f"--scheduler slurm {line}")
-    asked = " ".join(map(shlex.quote, slurm.allocation_words(what.request)))
-    text = f"$ zlaunch run {line}\n  asks for: {asked}\n  ranks per node: {what.workers}\n"
-    text += "".join(f"  sets: {name}={value}\n" for name, value in what.env)
+def shown(line: str, name: str, folder: Path) -> str:
+    """What is asked for, and what the ranks' environment gets; or why that cannot be."""
+    scheduler = schedulers.of(name)
+    try:
+        what = made(f"--scheduler {name} {line}", SYSTEMS[name])
+    except UsageError as error:
+        return f"$ zlaunch run {line}\n  refused: {error}; {error.hint}\n\n"
+    text = f"$ zlaunch run {line}\n  asks for: {shlex.join(scheduler.words(what.request, {}))}\n"
+    text += f"  starts agents with: {shlex.join(scheduler.flat(what.request.step))}\n" if what.request.step else ""
+    text += f"  ranks per node: {what.workers}\n"
+    text += "".join(f"  sets: {key}={value}\n" for key, value in what.env)
     text += "".join(f"  says: {note}\n" for note in what.notes)
-    script = made(f"--scheduler slurm --bg {line}")
+    script = made(f"--scheduler {name} --bg {line}", SYSTEMS[name])
     assert script.papers is not None
     lines = batch.script(script, script.papers).replace(str(folder), "/home/me").replace(zlaunch.__version__, "VERSION")
     return text + "".join(f"  | {line}\n" if line else "  |\n" for line in lines.splitlines()) + "\n"
 
 
-def test_what_they_become(folder: Path) -> None:
-    text = "".join(shown(line, folder) for line in LINES)
+def start_of(name: str) -> str:
+    """How agents are started: on nodes that are asked for, and within a job."""
+    scheduler, launch = schedulers.of(name), Launch("/opt/bin/python", "module load cuda", "/home/me/.cache/launch")
+    held = scheduler.hold(AllocationRequest(nodes=2, name="train.py"), launch, {"PATH": "/nowhere"})
+    nodes = Nodes("12", ("n1", "n2"), ("0", "1"))
+    inside = scheduler.agents(nodes, launch, (), {"PATH": "/nowhere"})
+    text = f"outside of a job: {shlex.join(held.argv)}\n\ninside of one: {shlex.join(inside.argv)}\n\n"
+    for file, lines in held.files.items():
+        text += f"{file}:\n" + "".join(f"  | {line}\n" for line in lines.splitlines()) + "\n"
+    return text.replace(zlaunch.__version__, "VERSION").replace(json.dumps(PACKAGE_ROOT), '"/home/me/zlaunch"')
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_they_become(name: str, folder: Path) -> None:
+    text = start_of(name) + "".join(shown(line, name, folder) for line in LINES)
+    golden = GOLDENS / f"{name}-reference.txt"
     if os.environ.get("ZLAUNCH_WRITE_GOLDENS"):
-        GOLDEN.write_text(text)
-    assert text == GOLDEN.read_text()
+        golden.write_text(text)
+    assert text == golden.read_text()
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", [line for line in LINES if "RCCL" not in line])  # matrix has NVIDIA's GPUs
 def test_within_the_job_the_script_means_the_same(line: str) -> None:
     outside = made(f"--scheduler slurm {line}")
     script = made(f"--scheduler slurm --bg {line}")
     assert script.papers is not None
     words = split(script.papers.command[2:])
-    inside = job(words, {"SLURM_CLUSTER_NAME": "matrix", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"})
+    inside = job(words, {"LMOD_SYSTEM_NAME": "matrix", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"})
     same = ("kind", "argv", "env", "time_limit", "out", "err", "gpus_per_worker", "gpu_memory_fraction", "verbose")
     for name in (*same, "unswap_rocr_hip", "save_hostlist", "color_stderr"):
         assert getattr(inside, name) == getattr(outside, name), name
@@ -109,6 +140,28 @@ def test_what_is_not_built_yet(line: str) -> None:
 
 
 def test_whose_gpus_it_is_for() -> None:
-    assert dict(made("--scheduler slurm --comm-backend RCCL train.py", SLURM_CLUSTER_NAME="lumi-g").env) == {}
+    assert dict(made("--scheduler slurm --comm-backend RCCL train.py", "lumi-g").env) == {}
     with pytest.raises(UsageError, match="NVIDIA's"):
         made("--scheduler slurm --comm-backend RCCL train.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "seconds"),
+    [
+        ("slurm", "59\n", 59),
+        ("slurm", "1:30\n", 90),
+        ("slurm", "2:00:05\n", 7205),
+        ("slurm", "1-02:00:00\n", 93600),
+        ("slurm", "UNLIMITED\n", None),
+        ("slurm", "INVALID\n", None),
+        ("slurm", "", None),
+        ("flux", "300\n", 300),
+        ("flux", "4294967295\n", None),
+        ("flux", "flux-job: no\n", None),
+        ("lsf", "1:05 L\n", 3900),
+        ("lsf", "1:05 E\n", None),
+        ("lsf", "-\n", None),
+    ],
+)
+def test_how_long_a_job_may_still_run(name: str, answer: str, seconds: float | None) -> None:
+    assert schedulers.of(name).left(answer) == seconds

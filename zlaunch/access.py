@@ -13,17 +13,22 @@ from pathlib import Path
 
 import msgspec
 
-from .backends import local, slurm, ssh
+from .allocation import Allocation
+from .backends import local, ssh
+from .backends.scheduler import Command, Scheduler
 from .errors import LaunchError
 from .link.hub import Hub, Invitation
 from .model import AgentCommand, HostPlan, TemplateSpec
 from .protocol.bootstrap import Bootstrap
-from .supervisor.loop import Start
+from .supervisor.agents import Held, Start
 from .systems.interfaces import own_addresses
 
 TUNNELS = "/tmp/zlaunch-"
 """Where ssh puts the sockets of a tunnel on another host, with random letters behind. They are its user's alone, and
 what goes through them is guarded by CURVE as everything is."""
+
+
+_NONE = Command(())
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,18 @@ class Access:
     python: str | None = None
     setup: str | None = None
     silence: float = 4.5
-    job: str = ""
-    """Of a scheduler, whose nodes the hosts are; empty for hosts that are reached by ssh."""
+    scheduler: Scheduler | None = None
+    """Whose nodes the hosts are; ``None`` for hosts that are reached by ssh."""
+    together: Command = _NONE
+    """Then, what starts the agents of all hosts."""
+    folder: str = ""
+    """That with the files of this command."""
+    allocation: Allocation | None = None
+    """The nodes; ``None``: they are only shown."""
 
     def check(self, hosts: Sequence[HostPlan]) -> None:
         """Raises LaunchError or FileNotFoundError where other hosts are wanted, and ssh or its file is not there."""
-        if self.job or all(host.here for host in hosts):
+        if self.scheduler or all(host.here for host in hosts):
             return
         if shutil.which("ssh") is None:
             raise LaunchError(ssh.NO_SSH)
@@ -69,7 +80,9 @@ class Access:
 
     def commands(self, hosts: Sequence[HostPlan], timeout: float) -> tuple[AgentCommand, ...]:
         """How the agents are started, to be shown."""
-        return (self.together(hosts),) if self.job else tuple(self.command(host, timeout) for host in hosts)
+        if self.scheduler:
+            return (self._command_for_all(hosts, self.scheduler),)
+        return tuple(self.command(host, timeout) for host in hosts)
 
     @property
     def interpreter(self) -> str:
@@ -90,8 +103,8 @@ class Access:
             template: what the agent of this machine warms up at once.
             folders: of this machine, which others may not have.
         """
-        if self.job:
-            return [self._invite_together(hub, hosts, timeout, folders)]
+        if self.scheduler:
+            return [self._invite_together(hub, hosts, self.scheduler, timeout, folders)]
         return [self._invite(hub, host, template, timeout, folders) for host in hosts]
 
     def _invite(
@@ -114,11 +127,13 @@ class Access:
             stdin_is_link=command.stdin_is_link,
             connect_timeout=timeout,
         )
-        return command, bootstrap.to_line(), None if host.here else explain
+        return Start(command, bootstrap.to_line(), None if host.here else explain)
 
-    def _invite_together(self, hub: Hub, hosts: Sequence[HostPlan], timeout: float, folders: tuple[str, ...]) -> Start:
+    def _invite_together(
+        self, hub: Hub, hosts: Sequence[HostPlan], scheduler: Scheduler, timeout: float, folders: tuple[str, ...]
+    ) -> Start:
         """One command for all, and one line, in which each agent finds its own keys."""
-        command = self.together(hosts)
+        command = self._command_for_all(hosts, scheduler)
         bootstrap = Bootstrap(
             places={host.name: _encoded(hub.invite(host.index, here=False)) for host in hosts},
             template=None,
@@ -126,11 +141,19 @@ class Access:
             stdin_is_link=command.stdin_is_link,
             connect_timeout=timeout,
         )
-        return command, bootstrap.to_line(), slurm.explain
+        nodes = self.allocation
+        held = Held(nodes.holder, nodes.said, nodes.cancel) if nodes and nodes.holder else None
+        return Start(command, bootstrap.to_line(), scheduler.explain, held)
 
-    def together(self, hosts: Sequence[HostPlan]) -> AgentCommand:
-        """How a scheduler starts the agents of all nodes of a job."""
-        return slurm.agents_command(hosts, self.job, os.environ, python=self.interpreter, setup=self.setup)
+    def _command_for_all(self, hosts: Sequence[HostPlan], scheduler: Scheduler) -> AgentCommand:
+        return AgentCommand(
+            hosts=tuple(host.index for host in hosts),
+            argv=self.together.argv,
+            env=scheduler.environment(os.environ),
+            cwd=None,
+            stdin_is_link=scheduler.stdin_is_link,
+            files={f"{self.folder}/{name}": text for name, text in self.together.files.items()},
+        )
 
 
 def _encoded(invitation: Invitation) -> msgspec.Raw:

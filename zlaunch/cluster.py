@@ -22,8 +22,9 @@ from .model import HostFacts, HostPlan, Step, TemplateSpec
 from .plan import Errand, place_ranks
 from .protocol.envelope import Buffer
 from .result import Run
+from .supervisor.agents import Start
 from .supervisor.happenings import RunOrder
-from .supervisor.loop import Start, SupervisorLoop
+from .supervisor.loop import SupervisorLoop
 from .supervisor.payloads import Answer
 from .view.desk import Desk
 from .view.settings import ViewSettings
@@ -55,7 +56,7 @@ class Cluster:
         self.facts: dict[int, HostFacts] = {}
         self.folders: set[str] = set()
         self.runs: dict[str, Run[Any]] = {}
-        self.limits: dict[str, float] = {}
+        self.limits: dict[str, str] = {}
         self._ready = threading.Event()
         self._problem: str | None = None
         self._closing = False
@@ -169,6 +170,7 @@ class Cluster:
         if self.loop.closed.is_set() or self._closing:
             raise LaunchError("the launcher has been stopped")
         step = next(iter(errands.values())).step
+        time_limit, limit = self._limit(time_limit, grace)
         order = RunOrder(
             id=step.id,
             name=name,
@@ -185,10 +187,18 @@ class Cluster:
         letters = {here: _write_letter(errands[here].step, tasks[here]) for here in {host.here for host in hosts}}
         run: Run[Any] = Run(self, step.id, name, hosts, alone=alone)
         self.runs[step.id] = run
-        if time_limit is not None:
-            self.limits[step.id] = time_limit
+        self.limits[step.id] = limit
         self.loop.submit(order, {host.index: letters[host.here] for host in hosts})
         return run
+
+    def _limit(self, seconds: float | None, grace: float) -> tuple[float | None, str]:
+        """A step's time limit, and what it is: its own, or that of the scheduler's job that it is in."""
+        nodes = self.access.allocation
+        left = nodes.time_for(grace) if nodes else None
+        if nodes and left is not None and (seconds is None or left < seconds):
+            job = f"{nodes.scheduler.title}'s job {nodes.nodes.job}"
+            return left, f"{job} has: it is ended before that is, so that its ranks can still do so by themselves"
+        return seconds, f"its time limit of {seconds:g} s" if seconds is not None else ""
 
     def cancel(self, run: str, grace: float | None) -> None:
         """Stop a run; whoever wants that does not wait for a console that takes nothing."""
@@ -204,9 +214,9 @@ class Cluster:
         found = self.loop.core.schedule.runs.get(run)
         return found.state.value if found else "queued"
 
-    def limit_of(self, run: str) -> float:
-        """A run's time limit in seconds."""
-        return self.limits.get(run, 0.0)
+    def limit_of(self, run: str) -> str:
+        """A run's time limit, in words."""
+        return self.limits.get(run, "its time limit")
 
     def last_output(self, run: str, rank: int) -> list[str]:
         """A rank's last lines."""

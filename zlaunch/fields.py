@@ -63,8 +63,6 @@ def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:
     if isinstance(hostnames, str):
         if hostnames in ("auto", "local"):
             return (HostPlan(0, "localhost", 0),)
-        if hostnames in ("lsf", "flux"):
-            raise LaunchError(f"hostnames is {hostnames!r}: this version of zlaunch knows Slurm only; name the hosts")
         words = "a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
         raise ValueError(f"hostnames is {hostnames!r}; it is {words}")
     names = list(hostnames)

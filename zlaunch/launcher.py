@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from .access import Access, config_path
-from .allocation import Allocation, ask, current, is_wanted
+from .allocation import allocate, current, places_of, private_folder, wanted
+from .backends.scheduler import Launch
 from .cluster import Cluster
 from .fields import check_fields, hosts_of
 from .model import AllocationRequest, HostPlan, StartMethod, TaskKind
@@ -284,10 +285,6 @@ class Launcher:
             self._handlers = handler_factory
         return self
 
-    def _allocation(self) -> Allocation | None:
-        """The scheduler's job that we are in, where its nodes are our hosts. Raises LaunchError."""
-        return current(os.environ, self.request.nodes) if is_wanted(self.hostnames, os.environ) else None
-
     def plan(self, kind: TaskKind = "function", *argv: str) -> LaunchPlan:
         """What a step would be: hosts, agents, environment, seats. Starts nothing. Raises as ``submit``."""
         return make_plan(self, kind, argv)
@@ -347,20 +344,27 @@ class Launcher:
         settings = self.view_settings or view_settings(self.view, self.log_dir, DEFAULT_LOG_DIR, self._handlers)
         errands = make_errands(self, "function", (), preload, {place.here for place in places} or {False})
         templates = {here: errand.template for here, errand in errands.items()}
-        allocation = self._allocation() if places else ask(self.request, say)
-        access = self._access(allocation.job if allocation else "")
-        if allocation is None:
+        scheduler, access = wanted(self.hostnames, os.environ), self._access()
+        if scheduler is None:
             cluster = Cluster(places, access, settings)
         else:
+            launch = self._launch(private_folder(os.environ))
+            nodes = allocate(scheduler, self.request, launch, os.environ, say)
+            access = dataclasses.replace(
+                access, scheduler=scheduler, together=nodes.command, folder=nodes.folder, allocation=nodes
+            )
             try:
-                cluster = Cluster(allocation.places(), access, settings, allocation.release)
+                cluster = Cluster(places_of(nodes.nodes), access, settings, nodes.release)
             except BaseException:
-                allocation.release()
+                nodes.release()
                 raise
         return cluster, functools.partial(cluster.start, templates, self.agent_timeout, os.getcwd())
 
-    def _access(self, job: str) -> Access:
-        return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout, job)
+    def _access(self) -> Access:
+        return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout)
+
+    def _launch(self, folder: str = "<folder>") -> Launch:
+        return Launch(self._access().interpreter, self.setup, folder)
 
     def _preload_for(self, kind: TaskKind) -> tuple[str, ...]:
         """A program of its own has no use for our torch."""
@@ -369,9 +373,9 @@ class Launcher:
     def _places(self) -> tuple[HostPlan, ...]:
         """Our hosts, with their ranks still to be counted; none where a scheduler has to be asked for them first."""
         cluster, names = self._shared.cluster, self.hostnames
-        if is_wanted(names, os.environ):
-            found = None if cluster else self._allocation()
-            return cluster.hosts if cluster else found.places() if found else ()
+        if scheduler := wanted(names, os.environ):
+            nodes = None if cluster else current(scheduler, os.environ, self.request.nodes)
+            return cluster.hosts if cluster else places_of(nodes) if nodes else ()
         known = {host.name: host.here for host in cluster.hosts} if cluster else {}
         if known and not isinstance(names, str) and known.keys() >= set(names) and len(set(names)) == len(names) > 0:
             return tuple(HostPlan(i, name, 0, known[name]) for i, name in enumerate(names))

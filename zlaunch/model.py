@@ -210,8 +210,12 @@ class AllocationRequest(Struct, frozen=True, kw_only=True):
     dependency: str | None = None
     minutes: int | None = None
     exclusive: bool = False
+    ranks_per_node: int | None = None
+    gpus_per_node: int | None = None
     extra: tuple[tuple[str, str | None], ...] = ()
     """Arguments as the scheduler spells them, each with its value or none; a ``~`` before the name removes one."""
+    step: tuple[tuple[str, str | None], ...] = ()
+    """The same for the command that starts the agents within the job."""
 
 
 class AgentCommand(Struct, frozen=True, kw_only=True):
@@ -225,6 +229,8 @@ class AgentCommand(Struct, frozen=True, kw_only=True):
     cwd: str | None
     stdin_is_link: bool
     """Whether end-of-file on the agent's stdin means that the supervisor is gone."""
+    files: dict[str, str] = {}
+    """Scripts that it needs, by their paths; in a folder of its own, that is made before and removed after."""
 
 
 def signal_name(number: int) -> str:

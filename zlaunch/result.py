@@ -34,8 +34,8 @@ class Keeper(Protocol):
     def state_of(self, run: str) -> str:
         """Where a run stands."""
 
-    def limit_of(self, run: str) -> float:
-        """A run's time limit in seconds."""
+    def limit_of(self, run: str) -> str:
+        """A run's time limit, in words."""
 
     def last_output(self, run: str, rank: int) -> list[str]:
         """A rank's last lines."""
@@ -236,8 +236,7 @@ class Run(Generic[R]):
             return RunCancelled(f"{self.name} was cancelled", survivors=survivors)
         if ended.outcome == "timed out":
             return TimeLimitExceeded(
-                f"{self.name} ran longer than its time limit of {self._cluster.limit_of(self.id):g} s",
-                survivors=survivors,
+                f"{self.name} ran longer than {self._cluster.limit_of(self.id)}", survivors=survivors
             )
         if cause is None:
             return LaunchError(f"{self.name} ended without a cause", survivors=survivors)

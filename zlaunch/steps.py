@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import sys
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .allocation import is_wanted, job_to_show, nameless
+from .access import Access
+from .allocation import places_of, shown, wanted
 from .errors import LaunchError
 from .fields import check_fields, check_gpu_memory
 from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
@@ -135,16 +137,25 @@ def counted(launcher: Launcher, places: Sequence[HostPlan], facts: Mapping[int, 
     return tuple(msgspec.structs.replace(place, workers=n) for place, n in zip(places, counts, strict=True))
 
 
+def _to_show(launcher: Launcher) -> tuple[Access, Sequence[HostPlan]]:
+    """How agents would be started, and where; a scheduler is not asked."""
+    access, scheduler = launcher._access(), wanted(launcher.hostnames, os.environ)
+    if scheduler is None:
+        return access, launcher._places()
+    launch = launcher._launch()
+    nodes, command = shown(scheduler, launcher.request, launch, os.environ)
+    return dataclasses.replace(access, scheduler=scheduler, together=command, folder=launch.folder), places_of(nodes)
+
+
 def make_plan(launcher: Launcher, kind: TaskKind, argv: Sequence[str]) -> LaunchPlan:
     """What a step would be, as far as it is known before anything is started."""
     check_fields(launcher)
     cluster = launcher._shared.cluster
-    scheduled = cluster is None and is_wanted(launcher.hostnames, os.environ)
-    places: Sequence[HostPlan] = nameless(launcher.request, os.environ) if scheduled else launcher._places()
-    job = job_to_show(os.environ) if scheduled else ""
-    access = cluster.access if cluster else launcher._access(job)
+    places: Sequence[HostPlan]
     if cluster:
-        places = among(cluster.hosts, places)
+        access, places = cluster.access, among(cluster.hosts, launcher._places())
+    else:
+        access, places = _to_show(launcher)
     facts = dict(cluster.facts) if cluster else {p.index: detect_facts() for p in places if p.here}
     plans = counted(launcher, places, facts) if can_count(launcher, places) or cluster else places
     errands = make_errands(launcher, kind, argv, launcher._preload_for(kind), {place.here for place in places})

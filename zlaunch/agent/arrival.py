@@ -51,13 +51,17 @@ class Arrival:
         self.heard, _ = self.spoke.poll(None, self._ends)
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that tell an agent to end."""
+
+
 def signal_pipe() -> int:
-    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, not for us."""
+    """SIGTERM and SIGHUP arrive as bytes; SIGINT is for the people in front, and a scheduler's warnings for zlaunch."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     os.set_blocking(read_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -22,7 +22,7 @@ from ..protocol import messages as m
 from ..systems.processes import become_subreaper, kill_all
 from . import effects as do
 from . import happenings as on
-from .arrival import Arrival
+from .arrival import ENDING, Arrival
 from .core import AgentCore
 from .payloads import Payloads
 from .places import Places
@@ -126,7 +126,9 @@ class AgentLoop:
         if fd in self.pump.streams:
             self.pump.readable(fd, time.monotonic())
         elif fd == self.signals:
-            self.post(on.SupervisorLost(f"told to end by {signal.Signals(os.read(fd, 1)[0]).name}"))
+            number = signal.Signals(os.read(fd, 1)[0])
+            if number in ENDING:
+                self.post(on.SupervisorLost(f"told to end by {number.name}"))
         elif fd == 0:
             if not os.read(0, 4096):
                 self.stdin_is_link = False

@@ -1,184 +1,189 @@
-"""Level 4: the launch back end of Slurm: one srun starts the agents of all nodes of an allocation.
+"""Level 4: the launch back end of Slurm: one srun starts the agents of all nodes of a job, salloc asks for one.
 
-Where we are in no job, salloc asks for one. It runs a command for as long as the allocation is wanted: one that says
-which nodes were given, and then reads its stdin to the end, which comes when we let go, however we do.
+srun's words and variables are those of its manual page (srun(1), salloc(1), sbatch(1)) and of a Slurm 22.05.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar
 
-from ..model import AgentCommand, AllocationRequest, HostPlan
-from ..systems.interpreter import remote_code
+from ..model import AllocationRequest
+from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State, agent_line, flat, merged
 
-UNWANTED = (
-    "SLURM_MEM_PER_*",
-    "SLURM_CPU_BIND*",
-    "SLURM_GPU_BIND",
-    "SLURM_TRES_PER_TASK",
-    "SLURM_NTASKS*",
-    "SLURM_NPROCS",
-    "SLURM_TASKS_PER_NODE",
-    "SLURM_CPUS_PER_TASK",
-    "SLURM_GPUS_PER_TASK",
-    "SLURM_DISTRIBUTION",
-    "SLURM_EXPORT_ENV",
+_SAFE = re.compile(r"[\w@%+=:,./~?\[\]-]*", re.ASCII)
+_DEPENDENCY = re.compile(
+    r"singleton|(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d+(_(\d+|\*))?(\+\d+)?)+"
 )
-"""What a job's own environment says to every srun in it, and would bend ours: memory of both kinds is a fatal error,
-counts of tasks are taken for the step's, and an export of few variables would leave agents without a PATH (srun(1))."""
-
-GRANTED = 'echo "$SLURM_JOB_ID $SLURM_JOB_NODELIST"; exec cat >/dev/null'
-"""What salloc runs: it tells, and stays until its stdin ends."""
-
-
-class Job(NamedTuple):
-    """A job that we are in."""
-
-    id: str
-    nodes: str
-    """As Slurm writes them: ``node[1-3,7]``."""
-    size: int
-    """How many these are; 0 where Slurm does not say."""
-
-
-def job_in(environ: Mapping[str, str]) -> Job | None:
-    """The job that we are in; ``None`` where we are in none."""
-    job, nodes = environ.get("SLURM_JOB_ID"), environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
-    count = environ.get("SLURM_JOB_NUM_NODES", "")
-    return Job(job, nodes, int(count) if count.isdecimal() else 0) if job and nodes else None
+_OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "TIMEOUT",
+    "REVOKED",
+)
+_COUNT, _NODELIST = '"$SLURM_JOB_NUM_NODES"', '"$SLURM_JOB_NODELIST"'
+"""As a shell in the job has them."""
+_NTASKS = ("NTASKS", "NTASKS_PER_NODE", "NTASKS_PER_CORE", "NTASKS_PER_SOCKET", "NTASKS_PER_GPU", "NTASKS_PER_TRES")
 
 
-def names_argv(nodes: str) -> tuple[str, ...]:
-    """What prints the names in ``node[1-3,7]``, one a line."""
-    return ("scontrol", "show", "hostnames", nodes)
+class Slurm(Scheduler):
+    """Slurm."""
 
-
-def state_argv(job: str) -> tuple[str, ...]:
-    """What prints a job's state and why it is not another one: ``PENDING (Resources)``."""
-    return ("squeue", "--noheader", "--jobs", job, "--format=%T (%r)")
-
-
-def cancel_argv(job: str) -> tuple[str, ...]:
-    """What ends a job."""
-    return ("scancel", job)
-
-
-def allocate_argv(request: AllocationRequest) -> tuple[str, ...]:
-    """What asks for nodes, and gives them back when its stdin ends."""
-    return ("salloc", *allocation_words(request), "sh", "-c", GRANTED)
-
-
-def allocation_words(request: AllocationRequest, *, defaults: bool = True, extra: bool = True) -> list[str]:
-    """The arguments of salloc and sbatch that say what is asked for.
-
-    Args:
-        request: what is.
-        defaults: whether what was not said is said, too: one node, a task on each, and a job that goes on without a
-            node that is lost.
-        extra: whether the user's own arguments come behind, and in place of ours.
-    """
-    options: dict[str, str | None] = {
-        "--nodes": str(request.nodes or 1) if defaults or request.nodes else None,
-        "--ntasks-per-node": "1" if defaults else None,
-        "--job-name": request.name or None,
-        "--partition": request.queue,
-        "--account": request.account,
-        "--reservation": request.reservation,
-        "--dependency": request.dependency,
-        "--time": None if request.minutes is None else str(request.minutes),
+    name, title, submitter, mark = "slurm", "Slurm", "sbatch", "#SBATCH"
+    aliases: ClassVar[Mapping[str, str]] = {
+        "-A": "--account",
+        "-c": "--cpus-per-task",
+        "-d": "--dependency",
+        "-G": "--gpus",
+        "-J": "--job-name",
+        "-n": "--ntasks",
+        "-N": "--nodes",
+        "-p": "--partition",
+        "-t": "--time",
     }
-    words = [f"{name}={value}" for name, value in options.items() if value is not None]
-    words += ["--exclusive"] if request.exclusive else []
-    words += ["--no-kill"] if defaults else []
-    return overridden(words, request.extra) if extra else words
-
-
-def agents_command(
-    hosts: Sequence[HostPlan], job: str, environ: Mapping[str, str], *, python: str, setup: str | None
-) -> AgentCommand:
-    """How the agents of a job's nodes are started, all at once; a node that is lost takes none of the others along."""
-    code = ["exec", python, "-c", remote_code("zlaunch.agent.main:main"), "zlaunch-agent:slurm"]
-    line = " ".join([code[0], *map(shlex.quote, code[1:])])
-    gpus = environ.get("SLURM_GPUS_ON_NODE", "")
-    argv = [
-        "srun",
-        f"--jobid={job}",
-        "--overlap",
-        "--no-kill",
-        "--kill-on-bad-exit=0",
-        "--wait=0",
-        f"--nodes={len(hosts)}",
-        f"--ntasks={len(hosts)}",
-        "--ntasks-per-node=1",
-        f"--nodelist={_nodelist(hosts, environ)}",
-        "--cpu-bind=none",
-        "--mpi=none",
-        *([f"--gres=gpu:{gpus}"] if gpus.isdecimal() and int(gpus) > 0 else []),
-        *("sh", "-c", f"{setup} && {line}" if setup else line),
-    ]
-    return AgentCommand(
-        hosts=tuple(host.index for host in hosts),
-        argv=tuple(argv),
-        env=without_unwanted(environ),
-        cwd=None,
-        stdin_is_link=True,
+    of_steps = frozenset(("--mpi", "--cpu-bind", "--kill-on-bad-exit", "--overlap", "--label", "--mpibind", "--exact"))
+    unset = (
+        *("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"),  # of both kinds: a fatal error
+        *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE", "SLURM_GPU_BIND"),
+        *(f"SLURM_{name}" for name in _NTASKS),  # counts of tasks are taken for the step's
+        *("SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"),
+        *("SLURM_DISTRIBUTION", "SLURM_EXPORT_ENV"),  # an export of few variables leaves agents without a PATH
     )
+    patterns: ClassVar[Mapping[str, str]] = {
+        "Requested node configuration is not available": "Slurm does not start anything there",
+        "Invalid node name": "Slurm does not start anything there",
+    }
+    chatter = re.compile(r"salloc: (Granted|Pending|Waiting|Nodes|job \d+ (queued|has been allocated)|Relinquish)")
+
+    def job_in(self, environ: Mapping[str, str]) -> Job | None:
+        job, nodes = environ.get("SLURM_JOB_ID"), environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
+        count = environ.get("SLURM_JOB_NUM_NODES", "")
+        return Job(job, nodes, int(count) if count.isdecimal() else 0) if job and nodes else None
+
+    def is_configured(self, environ: Mapping[str, str]) -> bool:
+        there = environ.get("SLURM_CONF") or os.path.exists("/etc/slurm/slurm.conf")
+        return bool(there) and shutil.which("sbatch", path=environ.get("PATH")) is not None
+
+    def nodes_argv(self, job: Job) -> tuple[str, ...]:
+        return ("scontrol", "show", "hostnames", job.nodes)
+
+    def nodes(self, job: Job, answer: str, environ: Mapping[str, str]) -> Nodes:
+        return Nodes(job.id, tuple(answer.split()))
+
+    # --- starting agents --------------------------------------------------------------------------------------------
+
+    def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
+        gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+        options = _step(str(len(nodes.names)), ",".join(nodes.names), gpus if gpus.strip("0") else None)
+        words = flat(merged([("--jobid", nodes.job), *options], step, self.aliases))
+        return Command(("srun", *words, "sh", "-c", agent_line(self.name, launch)))
+
+    def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
+        options = merged(_step(_COUNT, _NODELIST, None), request.step, self.aliases)
+        words = [f"{o}={v}" if v in (_COUNT, _NODELIST) else shlex.join(flat([(o, v)])) for o, v in options]
+        gpus = '${SLURM_GPUS_ON_NODE:+--gres=gpu:"$SLURM_GPUS_ON_NODE"}'
+        script = (
+            f'echo {GRANTED} "$SLURM_JOB_ID" $(scontrol show hostnames "$SLURM_JOB_NODELIST"); '
+            f"unset {' '.join(self.unset)}; "
+            f"exec srun {' '.join(words)} {gpus} sh -c {shlex.quote(agent_line(self.name, launch))} >/dev/null"
+        )
+        return Command(("salloc", *self.words(request, environ), "sh", "-c", script))
+
+    # --- a job's life -----------------------------------------------------------------------------------------------
+
+    def job_of(self, said: str) -> str | None:
+        found = re.findall(r"salloc: (?:Pending job|Granted job|job) (?:allocation )?(\d+)", said)
+        return found[-1] if found else None
+
+    def state_argv(self, job: str) -> tuple[str, ...]:
+        return ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r")
+
+    def state(self, answer: str) -> State | None:
+        word, _, why = answer.strip().partition("|")
+        return State(word, "" if why == "None" else why, word in _OVER, word == "TIMEOUT") if word else None
+
+    def left_argv(self, job: str) -> tuple[str, ...]:
+        return ("squeue", "--noheader", f"--jobs={job}", "--format=%L")
+
+    def left(self, answer: str) -> float | None:
+        found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", answer.strip())  # D-HH:MM:SS
+        if found is None:
+            return None  # UNLIMITED, for one
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+    def cancel_argv(self, job: str) -> tuple[str, ...]:
+        return ("scancel", job)
+
+    def warn_argv(self, job: str) -> tuple[str, ...]:
+        return ("scancel", "--batch", "--signal=TERM", job)
+
+    # --- what is asked for ------------------------------------------------------------------------------------------
+
+    def options(self, request: AllocationRequest, environ: Mapping[str, str], *, own: bool = False) -> list[Option]:
+        ranks = request.ranks_per_node or (None if own else 1)
+        found: dict[str, object] = {
+            "--nodes": request.nodes or (None if own else 1),
+            "--ntasks-per-node": ranks,
+            "--job-name": request.name or None,
+            "--partition": request.queue,
+            "--account": request.account,
+            "--reservation": request.reservation,
+            "--dependency": _dependency(request.dependency),
+            "--time": request.minutes,
+        }
+        options: list[Option] = [(name, str(value)) for name, value in found.items() if value is not None]
+        options += [("--exclusive", None)] if request.exclusive else []
+        options += [] if own else [("--no-kill", None)]  # a node that is lost takes none of the others along
+        options += [("--gpus-per-node", str(request.gpus_per_node))] if request.gpus_per_node else []
+        return options
+
+    # --- batch jobs -------------------------------------------------------------------------------------------------
+
+    def place_options(self, folder: str, out: str | None, err: str | None) -> list[Option]:
+        files = {"--output": out, "--error": err}
+        return [("--chdir", folder), *((k, v.replace("%", "%%")) for k, v in files.items() if v is not None)]
+
+    def directive(self, option: Option) -> str:
+        name, value = option
+        if value is None:
+            return name
+        if not _SAFE.fullmatch(value):  # quotes hold a word together, a backslash takes the next character as it is
+            value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return f"{name}{'=' if name.startswith('--') else ' '}{value}"
+
+    def submit_argv(self, path: str, words: Sequence[str] = (), arguments: Sequence[str] = ()) -> tuple[str, ...]:
+        return ("sbatch", "--parsable", *words, path, *arguments)
+
+    def job_id(self, answer: str) -> str | None:
+        last = answer.strip().rsplit("\n", 1)[-1].partition(";")[0]  # a cluster's name may stand behind
+        return last if last.isdecimal() else None
 
 
-def _nodelist(hosts: Sequence[HostPlan], environ: Mapping[str, str]) -> str:
-    """Their names; of nodes that are only shown, and have none yet, as Slurm writes those of the job that we are in."""
-    if not any(host.name.startswith("<") for host in hosts):
-        return ",".join(host.name for host in hosts)
-    found = job_in(environ)
-    if found is None:
-        return "<its nodes>"
-    return found.nodes if found.size == len(hosts) else f"<the first {len(hosts)} of {found.nodes}>"
+def _step(count: str, nodelist: str, gpus: str | None) -> list[Option]:
+    """srun's arguments for one agent on each node; a node that is lost takes none of the others along."""
+    return [
+        *(("--overlap", None), ("--no-kill", None), ("--kill-on-bad-exit", "0"), ("--wait", "0")),
+        *(("--nodes", count), ("--ntasks", count), ("--ntasks-per-node", "1"), ("--nodelist", nodelist)),
+        *(("--cpu-bind", "none"), ("--mpi", "none")),
+        *([("--gres", f"gpu:{gpus}")] if gpus else []),
+    ]
 
 
-def without_unwanted(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which srun does as its arguments say."""
-    starts = tuple(name[:-1] for name in UNWANTED if name.endswith("*"))
-    return {key: value for key, value in environ.items() if key not in UNWANTED and not key.startswith(starts)}
-
-
-def explain(status: int | None, said: str) -> str:
-    """Why the agents of a job did not come, in srun's own words."""
-    words = f"; srun said:\n{said}" if said else ""
-    if status is None:
-        return f"its agent has not come in time{words}"
-    if "Requested node configuration is not available" in said or "Invalid node name" in said:
-        return f"Slurm does not start anything there{words}"
-    if "ModuleNotFoundError" in said or "there is no zlaunch" in said:
-        return f"zlaunch is not installed there: pip install it for the same Python, or name another by --python{words}"
-    return f"srun ended with status {status} before its agent had connected{words}"
-
-
-def overridden(words: Sequence[str], extra: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The user's own arguments win over ours of the same name, and one with ``~`` before it only removes.
-
-    Each stands where that of its name stood; a new one comes last.
-    """
-    kept = list(words)
-    for name, value in extra:
-        long = _LONG.get(name.lstrip("~"), name.lstrip("~"))
-        word = long if value is None else f"{long}={value}" if long.startswith("--") else f"{long}{value}"
-        places = [i for i, other in enumerate(kept) if other.partition("=")[0] == long]
-        at = places[0] if places else len(kept)
-        kept[at : at + len(places)] = [] if name.startswith("~") else [word]
-    return kept
-
-
-_LONG = {
-    "-A": "--account",
-    "-c": "--cpus-per-task",
-    "-d": "--dependency",
-    "-G": "--gpus",
-    "-J": "--job-name",
-    "-n": "--ntasks",
-    "-N": "--nodes",
-    "-p": "--partition",
-    "-t": "--time",
-}
-"""So that ``-x -N=2`` takes the place of our ``--nodes``; the value of any other letter follows it directly."""
+def _dependency(text: str | None) -> str | None:
+    """Slurm's own words are taken as they are, once they are well-formed."""
+    if text is None:
+        return None
+    if not all(_DEPENDENCY.fullmatch(part) for part in re.split(r"[,?]", text)) or ("," in text and "?" in text):
+        hint = f"did you mean afterok:{text}?" if text.isdecimal() else "for example afterok:1234, or after:1234+10"
+        raise Refused("dependency", f"{text}: this is no dependency of Slurm's", hint)
+    return text

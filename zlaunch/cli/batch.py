@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from .._version import __version__
-from ..backends import slurm, slurm_batch
+from ..backends import batch_script, schedulers
+from ..backends.scheduler import Refused, merged
 from ..surroundings import say
 from .grammar import UsageError
 from .job import Job
 from .papers import Papers
+from .remember import remember
 
 PATIENCE = 60.0
 """Seconds that sbatch may take."""
@@ -28,39 +30,44 @@ def batch(job: Job, papers: Papers) -> int:
 
     stdout has the job's id, or with ``--setup-only`` the script's path.
     """
-    argv = submit_argv(job, papers)
+    argv, stdin = _submission(job, papers)
     if job.dry_run:
         show(job, papers)
         if not papers.only:
-            _print(f"{shlex.join(argv)}\n")
+            _print(f"{shlex.join(argv)}{f' <{shlex.quote(stdin)}' if stdin else ''}\n")
         return 0
     write(job, papers)
     if papers.only:
         _print(f"{papers.script}\n")
         return 0
+    scheduler = schedulers.of(job.scheduler)
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            check=False,
-            env=slurm.without_unwanted(os.environ),
-        )
+        with open(stdin or os.devnull) as script:
+            done = subprocess.run(
+                argv,
+                stdin=script,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=PATIENCE,
+                check=False,
+                env=scheduler.environment(os.environ),
+            )
     except OSError as error:
         return _failed(f"{argv[0]} could not be started: {error.strerror}; is this a login node?")
     except subprocess.TimeoutExpired:
-        return _failed(f"{argv[0]} has not answered for {PATIENCE:g} s: is Slurm's controller there?")
-    said, number = done.stderr.strip(), slurm_batch.job_id(done.stdout)
+        return _failed(f"{argv[0]} has not answered for {PATIENCE:g} s: is {scheduler.title} there?")
+    said, number = done.stderr.strip(), scheduler.job_id(done.stdout)
     if done.returncode:
-        return _failed(f"Slurm takes no such job ({argv[0]} ended with status {done.returncode}):\n{said}")
+        return _failed(f"{scheduler.title} takes no such job ({argv[0]} ended with status {done.returncode}):\n{said}")
     if number is None:
         return _failed(f"{argv[0]} did not answer with a job's id: {done.stdout.strip()!r}\n{said}".rstrip())
     if said:
         say(said)
-    _print(f"{number}\n")
+    try:
+        _print(f"{number}\n")
+    finally:
+        remember(job, papers, number)
     if papers.folder is not None:
         say(f"job {number} is submitted; its script and output are in {papers.folder}")
     return 0
@@ -72,18 +79,36 @@ def show(job: Job, papers: Papers) -> None:
         _print(f"{papers.script}:\n\n{script(job, papers)}\n")
 
 
-def submit_argv(job: Job, papers: Papers) -> tuple[str, ...]:
-    """What submits the job."""
-    if papers.own is not None:
-        return slurm_batch.submit_own_argv(os.path.abspath(papers.own), job.argv, job.request)
-    return slurm_batch.submit_argv(os.path.abspath(papers.script or ""))
+def _submission(job: Job, papers: Papers) -> tuple[tuple[str, ...], str | None]:
+    """What submits the job, and the script that it reads on its stdin, if it does. Raises UsageError."""
+    scheduler = schedulers.of(job.scheduler) if job.scheduler else None
+    if scheduler is None:  # then a script is only written
+        return (), None
+    path = os.path.abspath(papers.own or papers.script or "")
+    try:
+        if papers.own is not None:
+            words = scheduler.words(job.request, os.environ, own=True)
+            argv = scheduler.submit_argv(path, words, job.argv)
+        else:
+            argv = scheduler.submit_argv(path)
+    except Refused as refused:
+        raise UsageError(refused.message, refused.hint) from None
+    return argv, path if scheduler.reads_script else None
 
 
 def script(job: Job, papers: Papers) -> str:
     """The text of the job's script."""
-    words = slurm_batch.job_words(job.request, os.getcwd(), *papers.outputs()) if job.scheduler else []
-    return slurm_batch.script(
-        words, version=__version__, typed=papers.typed, setup=papers.setup, command=papers.command
+    directives: list[str] = []
+    if job.scheduler:
+        scheduler = schedulers.of(job.scheduler)
+        options = [
+            *scheduler.options(job.request, os.environ),
+            *scheduler.place_options(os.getcwd(), *papers.outputs()),
+        ]
+        words = merged(options, job.request.extra, scheduler.aliases)
+        directives = [f"{scheduler.mark} {scheduler.directive(option)}" for option in words]
+    return batch_script.script(
+        directives, version=__version__, typed=papers.typed, setup=papers.setup, command=papers.command
     )
 
 
@@ -101,7 +126,7 @@ def write(job: Job, papers: Papers) -> None:
     path = Path(papers.script)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError), path.open("rb") as there:
-        if slurm_batch.MARK.encode() not in there.read(200):
+        if batch_script.MARK.encode() not in there.read(200):
             raise UsageError(f"{path} is there, and not of zlaunch's making: it is left alone", "name another file")
     path.write_bytes(script(job, papers).encode(errors=SURROGATES))
     path.chmod(0o755)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .jobs import COMMANDS
 from .options import OPTIONS, Takes
 
 SHELLS = ("bash", "zsh")
@@ -10,10 +11,11 @@ _SCRIPT = """\
 _zlaunch() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" i=2
     if (( COMP_CWORD == 1 )); then
-        COMPREPLY=( $(compgen -W "run info completion --help --version" -- "$word") ); return
+        COMPREPLY=( $(compgen -W "run ps logs stop info completion --help --version" -- "$word") ); return
     fi
     case "${{COMP_WORDS[1]}}" in
         info) COMPREPLY=( $(compgen -W "--json --help" -- "$word") ); return ;;
+{jobs}
         completion) COMPREPLY=( $(compgen -W "bash zsh" -- "$word") ); return ;;
         run) ;;
         *) return ;;
@@ -49,5 +51,13 @@ def script(shell: str) -> str:
         for option in OPTIONS
         if option.choices
     ]
-    text = _SCRIPT.format(valued="|".join(valued), names=" ".join(names), choices="\n".join(choices))
+    jobs = [
+        f"        {name}) "
+        f'COMPREPLY=( $(compgen -W "{" ".join(o for one in command.options for o in one.names)} --help" -- "$word") ); '
+        "return ;;"
+        for name, command in COMMANDS.items()
+    ]
+    text = _SCRIPT.format(
+        valued="|".join(valued), names=" ".join(names), choices="\n".join(choices), jobs="\n".join(jobs)
+    )
     return f"autoload -U +X bashcompinit && bashcompinit\n{text}" if shell == "zsh" else text

@@ -38,7 +38,9 @@ class Interrupted(BaseException):
 class Doorbell:
     """Answers the signals of a run, from ``with`` to the end of its block. For the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *more: int) -> None:
+        """``more`` are signals besides ``SIGNALS``."""
+        self._signals = (*SIGNALS, *more)
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pending = b""
         self._before: dict[int, object] = {}
@@ -47,7 +49,7 @@ class Doorbell:
 
     def __enter__(self) -> Doorbell:
         self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in self._signals:
             # What was ignored when we came (nohup; a shell's background job) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._heard)

@@ -18,7 +18,7 @@ def describe(
     plan: LaunchPlan,
     environ: Mapping[str, str],
     copied: Collection[str] = (),
-    allocation: Sequence[str] | None = None,
+    scheduled: str | None = None,
 ) -> str:
     """The plan, host by host; what ``environ``, our own environment, has is not printed again.
 
@@ -26,9 +26,8 @@ def describe(
         plan: from ``Launcher.plan``.
         environ: ours.
         copied: the names of those of our variables that go to other hosts.
-        allocation: what asks a scheduler for the hosts; empty within its job; ``None`` where it is none's.
+        scheduled: what a scheduler's command starts; ``None`` where the hosts are none's.
     """
-    scheduled = allocation is not None
     step = plan.step
     lines = [
         f"{_size(plan)}; nothing is started",
@@ -47,11 +46,10 @@ def describe(
         ours = ", ".join(sorted(copied)) or "none of ours"
         lines += ["", f"other hosts: their own environment, and on top {ours}"]
         lines += [] if scheduled else [f"  {_STDIN}"]
-    if allocation:
-        lines += ["", f"nodes: {shlex.join(allocation)}"]
-    if scheduled:
-        lines += ["", *(f"agents: {shlex.join(agent.argv)}" for agent in plan.agents)]
-        lines += ["  their keys go to its stdin"]
+    for agent in plan.agents if scheduled else ():
+        lines += ["", f"{scheduled}: {shlex.join(agent.argv)}", "  their keys go to its stdin"]
+        for path, text in agent.files.items():
+            lines += ["", f"{path}:", *(f"  {line}".rstrip() for line in text.splitlines())]
     for host in plan.hosts:
         agents = [agent for agent in plan.agents if host.index in agent.hosts and not scheduled]
         lines += ["", *_host(host, agents, "" if host.here or scheduled else ", over ssh")]

@@ -34,6 +34,9 @@ _STATUS = (
 
 _COMMANDS = (
     ("run", "start a script, module or program on every rank"),
+    ("ps", "your batch jobs, and where they stand (-a, --json)"),
+    ("logs", "what a batch job has printed, and goes on to (--rank R, -f)"),
+    ("stop", "end a batch job, its ranks first"),
     ("info", "what this machine is: cores, memory, GPUs, scheduler, versions (--json)"),
     ("completion", 'print the completion of bash or zsh: eval "$(zlaunch completion bash)"'),
 )

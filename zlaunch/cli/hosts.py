@@ -83,7 +83,7 @@ class HostOptions:
             other = self._given.last(key)
             if other and other.text != "None":
                 words = f"{other.spelling} {other.text}".rstrip()
-                means = "a scheduler's" if other.text.lower().startswith("slurm") else "this machine"
+                means = "this machine" if other.text.lower() in ("", "local", "localscheduler") else "a scheduler's"
                 raise UsageError(f"{said.spelling} names hosts, and {words} means {means}", "leave one out")
         try:
             return parse_hosts(said.text) if names else parse_hostfile(_read(said), said.text)

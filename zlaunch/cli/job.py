@@ -38,8 +38,8 @@ class Job:
     """The folder that Python puts first into the ranks' ``sys.path``; ``None`` for a program."""
     hosts: tuple[str, ...] | None
     """``None``: this machine, or a scheduler's nodes."""
-    scheduler: Literal["", "slurm"]
-    """Whose nodes they are."""
+    scheduler: str
+    """Whose nodes they are; empty: nobody's."""
     inside: str
     """The scheduler's job that we are in, whose nodes are taken; else empty."""
     request: AllocationRequest

@@ -112,6 +112,17 @@ def _info(words: list[str]) -> int:
     return info(as_json=bool(words))
 
 
+def _jobs(name: str) -> Callable[[list[str]], int]:
+    """``ps``, ``logs`` or ``stop``."""
+
+    def command(words: list[str]) -> int:
+        from .jobs import run
+
+        return run(name, words)
+
+    return command
+
+
 def _completion(words: list[str]) -> int:
     from .completion import SHELLS, script
 
@@ -121,7 +132,12 @@ def _completion(words: list[str]) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "info": _info, "completion": _completion}
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    **{name: _jobs(name) for name in ("ps", "logs", "stop")},
+    "info": _info,
+    "completion": _completion,
+}
 
 
 def say(text: str) -> None:

@@ -107,11 +107,13 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(
                 ("--scheduler",),
                 "NAME",
-                "slurm or SlurmScheduler: nodes of Slurm's; None, local or LocalScheduler: this machine. Default: the "
-                "nodes of the Slurm job that we are in; outside of one this machine, unless more is asked for and "
-                "Slurm is configured here",
-                choices=("None", "local", "LocalScheduler", "slurm", "SlurmScheduler"),
-                later=("flux", "FluxScheduler", "lsf", "LSFScheduler"),
+                "slurm, flux, lsf (or SlurmScheduler, ...): nodes of its; None, local or LocalScheduler: this machine. "
+                "Default: the nodes of the job that we are in; outside of one this machine, unless more is asked for "
+                "and a scheduler is configured here",
+                choices=(
+                    *("None", "local", "LocalScheduler", "flux", "FluxScheduler"),
+                    *("slurm", "SlurmScheduler", "lsf", "LSFScheduler"),
+                ),
             ),
             _flag("--standalone", says="as torchrun's: this machine (nothing else is needed)"),
             _flag("--save-hostlist", says="write the hosts to hpc_launcher_hostlist.txt"),
@@ -120,10 +122,10 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "what the scheduler is asked for",
         (
-            Option(("-q", "--queue"), "NAME", "the queue: a partition of Slurm's"),
+            Option(("-q", "--queue"), "NAME", "the queue, or partition"),
             Option(("--account",), "NAME", "whose time it is"),
             Option(("--reservation",), "NAME", "nodes that are reserved"),
-            Option(("--dependency",), "FORM", "wait for other jobs, in Slurm's words: afterok:ID, singleton"),
+            Option(("--dependency",), "FORM", "wait for other jobs: afterok:ID, afterany:ID,afterok:ID"),
             _flag("--exclusive", says="whole nodes, with nobody else's jobs on them"),
             Option(
                 ("-x", "--xargs"),

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..backends.slurm import allocate_argv
 from ..errors import ZlaunchError
 from ..launcher import Launcher
 from ..model import signal_name
@@ -22,6 +21,9 @@ from .job import Job
 
 CANCELLED = 130
 LAUNCH_FAILED = 125
+TIMED_OUT = 124
+TIME_IS_UP = signal.SIGUSR2
+"""By which LSF tells a job that its time limit has passed; it kills what is left after ten minutes."""
 HOSTLIST = "hpc_launcher_hostlist.txt"
 
 
@@ -37,7 +39,7 @@ def run(job: Job) -> int:
         from .batch import batch
 
         return batch(job, job.papers)
-    with Doorbell() as bell:
+    with Doorbell(*([TIME_IS_UP] if job.inside else [])) as bell:
         try:
             launcher = _launcher(job)
             if job.dry_run:
@@ -46,7 +48,7 @@ def run(job: Job) -> int:
                 with _search_path(job.home):
                     plan = launcher.plan(job.kind, *job.argv)
                 copied = copied_environment(launcher.copy_env_vars, os.environ)
-                sys.stdout.write(describe(plan, os.environ, copied, _allocation(job)))
+                sys.stdout.write(describe(plan, os.environ, copied, _asked(job)))
                 if job.papers:
                     from .batch import show
 
@@ -61,6 +63,7 @@ def run(job: Job) -> int:
                 _save_hostlist(job.hosts or ("localhost",))
             with bell.impatient(), _search_path(job.home):
                 running = _submit(launcher, job)
+            _note_down(running, job)
             if job.save_hostlist and job.scheduler:
                 _save_hostlist([host.name for host in running.hosts])
         except ValueError as error:
@@ -72,6 +75,15 @@ def run(job: Job) -> int:
             say(f"{_pressed(interrupted.number)}: nothing had started yet")
             return 128 + interrupted.number
         return _watch(running, job, bell)
+
+
+def _note_down(running: Run[None], job: Job) -> None:
+    """A batch job's logs are found by what runs in it."""
+    if job.inside:
+        from ..registry import began
+
+        places = [(host.name, host.workers) for host in running.hosts]
+        began(job.scheduler, job.inside, running.id, places, job.log_dir and os.path.abspath(job.log_dir))
 
 
 def _submit(launcher: Launcher, job: Job) -> Run[None]:
@@ -87,7 +99,7 @@ def _submit(launcher: Launcher, job: Job) -> Run[None]:
 
 def _launcher(job: Job) -> Launcher:
     launcher = Launcher(
-        hostnames=list(job.hosts) if job.hosts else "slurm" if job.scheduler else "local",
+        hostnames=list(job.hosts) if job.hosts else [job.scheduler or "local"],
         workers_per_host=list(job.workers) if isinstance(job.workers, tuple) else job.workers,
         ssh_config_file=job.ssh_config,
         python=job.python,
@@ -121,11 +133,9 @@ def _launcher(job: Job) -> Launcher:
     return launcher
 
 
-def _allocation(job: Job) -> tuple[str, ...] | None:
-    """What asks for nodes; empty within a job, and ``None`` where no scheduler is asked."""
-    if not job.scheduler:
-        return None
-    return () if job.inside else allocate_argv(job.request)
+def _asked(job: Job) -> str | None:
+    """Of the scheduler, as ``describe`` has it."""
+    return None if not job.scheduler else "agents" if job.inside else "nodes, and agents on them"
 
 
 @contextmanager
@@ -152,6 +162,12 @@ def _watch(running: Run[None], job: Job, bell: Doorbell) -> int:
     while (ring := bell.wait(reader)).kind != "done":
         if ring.kind == "broken":
             reader, asked = None, asked or signal.SIGPIPE
+            running.cancel()
+        elif ring.signal == TIME_IS_UP:
+            if asked:  # it may come more than once
+                continue
+            asked = ring.signal
+            say(f"the job's time limit has passed: ending the ranks, with SIGKILL after {job.grace:g} s")
             running.cancel()
         elif ring.signal == signal.SIGTSTP:
             say("Ctrl-Z is ignored: stopped ranks look dead to their peers; Ctrl-C ends the run")
@@ -182,6 +198,8 @@ def _pressed(number: int) -> str:
 def _status(running: Run[None], asked: int) -> int:
     running.exception()  # returns when nothing of the run is alive and all that it said is written
     status = running.exit_status()
+    if asked == TIME_IS_UP:
+        return TIMED_OUT if status == CANCELLED else status
     return 128 + asked if asked and status == CANCELLED else status
 
 

@@ -5,14 +5,12 @@ and what the scheduler is asked for. Nothing of the scheduler's is run here, and
 from __future__ import annotations
 
 import math
-import os
-import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..backends import slurm
+from ..backends import schedulers
+from ..backends.scheduler import Job, Refused, Scheduler
 from ..model import AllocationRequest, HostFacts
 from ..systems import communication
 from ..systems.description import System, describe
@@ -28,16 +26,17 @@ from .xargs import Argument, xargs
 
 _ONLY_SCHEDULERS = ("queue", "account", "reservation", "dependency", "exclusive", "bg", "batch-script")
 _SUBMITS = ("bg", "batch-script")
-_DEPENDENCY = re.compile(
-    r"singleton|(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d+(_(\d+|\*))?(\+\d+)?)+"
-)
+_OF_RANKS = frozenset(("--bind", "--smpiargs", "-ompibind"))
+"""Launch arguments of known systems that bind the ranks of an MPI launcher; what we launch is one agent on each host,
+which has all of it to share out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
     """The answer."""
 
-    scheduler: Literal["", "slurm"]
+    scheduler: str
+    """Whose nodes the hosts are; empty where they are none's."""
     inside: str
     """The scheduler's job that we are in, whose nodes are the hosts; empty where there is none, or none is used."""
     hosts: HostOptions
@@ -59,15 +58,16 @@ def where(given: Values, environ: Mapping[str, str], ranks_env: Mapping[str, str
     here = Here(given, environ)
     asked = _asked(given)
     sized = size(asked, here.system) if here.is_described else None
-    scheduler = _scheduler(given, environ, here, arguments, sized)
+    name = _scheduler(given, environ, here, arguments, sized)
+    scheduler = schedulers.of(name) if name else None
     hosts = HostOptions(given, scheduled=bool(scheduler))
-    in_job = slurm.job_in(environ) if scheduler and not any(map(given.flag, _SUBMITS)) else None
+    in_job = scheduler.job_in(environ) if scheduler and not any(map(given.flag, _SUBMITS)) else None
     notes = _left_aside(given, arguments, scheduler, in_job)
     if scheduler:
         sized = sized or size(asked, here.system)
     if sized:
         notes += [*here.system.notes, *sized.notes]
-        _check_hosts(given, sized, scheduler)
+        _check_hosts(given, sized, name)
     word = given.last("comm-backend")
     settings: Mapping[str, str] = {}
     if scheduler or word:
@@ -77,13 +77,13 @@ def where(given: Values, environ: Mapping[str, str], ranks_env: Mapping[str, str
         settings = communication.environment(here.system, backend, ranks_env, communication.libraries(ranks_env))
     request = AllocationRequest()
     if scheduler and sized:
-        nodes = _nodes(given, environ, sized, bool(in_job))
-        request = _request(given, arguments, sized, here.system, nodes)
+        request = _request(given, arguments, sized, here.system, scheduler, in_job=in_job)
+        _check_request(given, request, scheduler, environ)
     return Where(
-        scheduler=scheduler,
+        scheduler=name,
         inside=in_job.id if in_job else "",
         hosts=hosts,
-        workers=_workers(given, hosts, scheduler, sized),
+        workers=_workers(given, hosts, name, sized),
         request=request,
         settings=settings,
         notes=tuple(notes),
@@ -126,18 +126,12 @@ class Here:
         return self._system
 
 
-def is_configured(environ: Mapping[str, str]) -> bool:
-    """Whether Slurm's commands would find a cluster here. Looks, and asks nobody."""
-    there = environ.get("SLURM_CONF") or os.path.exists("/etc/slurm/slurm.conf")
-    return bool(there) and shutil.which("sbatch", path=environ.get("PATH")) is not None
-
-
 # --- whose nodes ----------------------------------------------------------------------------------------------------
 
 
 def _scheduler(
     given: Values, environ: Mapping[str, str], here: Here, arguments: tuple[Argument, ...], sized: Size | None
-) -> Literal["", "slurm"]:
+) -> str:
     only = _only_schedulers(given, arguments)
     listed = given.last("hosts") or given.last("hostfile")
     said = _said(given, here)
@@ -149,36 +143,39 @@ def _scheduler(
             )
         return ""
     local = given.last("local") or given.last("standalone")
-    if local and said == "slurm":
-        raise UsageError(f"{local.spelling} means this machine, and Slurm's nodes are asked for", "leave one out")
+    if local and said in schedulers.TABLE:
+        title = schedulers.of(said).title
+        raise UsageError(f"{local.spelling} means this machine, and {title}'s nodes are asked for", "leave one out")
     if local or said == "none":
         submits = next((given.last(key) for key in _SUBMITS if given.flag(key)), None)
         if submits:
             words = local.spelling if local else "--scheduler"
             raise UsageError(f"{submits.spelling} needs a scheduler, and {words} means this machine", "leave one out")
         return ""
-    if said == "slurm" or slurm.job_in(environ):
-        return "slurm"
+    in_job = schedulers.job_in(environ)
+    if said or in_job:
+        return said or (in_job[0].name if in_job else "")
     counts = given.nodes()
     many = (counts[1] if counts else 0) > 1 or (sized is not None and (sized.nodes or 1) > 1)
-    if is_configured(environ):
-        return "slurm" if many or only else ""
+    if there := schedulers.configured(environ):
+        return there.name if many or only else ""
     if only:
         raise UsageError(
             f"{only.spelling} is for a scheduler, and none that zlaunch can use is configured here",
-            "Slurm is where sbatch is on PATH and its slurm.conf is there; --scheduler slurm takes that for granted",
+            "Slurm is where sbatch is on PATH and a slurm.conf is there, LSF where bsub is, Flux where flux is and a "
+            "broker listens; --scheduler slurm takes that for granted",
         )
     return ""
 
 
 def _said(given: Values, here: Here) -> str:
-    """``slurm`` or ``none``, where that was said."""
+    """A scheduler's name or ``none``, where that was said."""
     word = given.last("scheduler")
     if word:
         return SCHEDULERS[word.text.lower()]
     name = str(here.params.get("scheduler", ""))
-    if name in ("flux", "lsf", "pbs"):
-        raise UsageError(f"-p scheduler={name}: not built yet in zlaunch 0.1", "there are slurm and none")
+    if name == "pbs":
+        raise UsageError(f"-p scheduler={name}: zlaunch does not know it", "there are slurm, flux, lsf and none")
     return name
 
 
@@ -188,12 +185,17 @@ def _only_schedulers(given: Values, arguments: tuple[Argument, ...]) -> Given | 
     return found[0] if found else given.last("xargs") if arguments else None
 
 
-def _left_aside(given: Values, arguments: tuple[Argument, ...], scheduler: str, in_job: slurm.Job | None) -> list[str]:
+def _left_aside(
+    given: Values, arguments: tuple[Argument, ...], scheduler: Scheduler | None, in_job: Job | None
+) -> list[str]:
     found = [one.spelling for key in _ONLY_SCHEDULERS if (one := given.last(key))]
-    found += ["-x " + " ".join(name for name, _ in arguments)] if arguments else []
+    if not scheduler:
+        found += ["-x " + " ".join(name for name, _ in arguments)] if arguments else []
     if not found or (scheduler and not in_job):
         return []
-    why = f"we are in Slurm's job {in_job[0]}, whose nodes are taken as they are" if in_job else "no scheduler is asked"
+    why = "no scheduler is asked"
+    if scheduler and in_job:
+        why = f"we are in {scheduler.title}'s job {in_job.id}, whose nodes are taken as they are"
     return [f"{why}; left aside: {', '.join(found)}"]
 
 
@@ -239,45 +241,56 @@ def _workers(given: Values, hosts: HostOptions, scheduler: str, sized: Size | No
 
 
 def _request(
-    given: Values, arguments: tuple[Argument, ...], sized: Size, system: System, nodes: int | None
+    given: Values,
+    arguments: tuple[Argument, ...],
+    sized: Size,
+    system: System,
+    scheduler: Scheduler,
+    *,
+    in_job: Job | None,
 ) -> AllocationRequest:
-    """What Slurm is asked for; within one of its jobs, how many of its nodes are taken."""
+    """What a scheduler is asked for; within one of its jobs, how many of its nodes are taken."""
     minutes = given.minutes("time-limit")
     counted = isinstance(sized.workers, int)
     own = given.flag("batch-script")  # whose directives hold but for what was said
-    ours: list[Argument] = []
-    if counted and (not own or given.flag("procs-per-node")):
-        ours.append(("--ntasks-per-node", str(sized.ranks_per_node)))
-    if sized.gpus_per_node and system.described("gpus_per_node") and not own:
-        ours.append(("--gpus-per-node", str(sized.gpus_per_node)))
+    in_step = [argument for argument in arguments if in_job or argument[0].lstrip("~") in scheduler.of_steps]
     return AllocationRequest(
-        nodes=nodes,
+        nodes=_nodes(given, sized, in_job),
         queue=given.plain("queue"),
         account=given.plain("account"),
         reservation=given.plain("reservation"),
-        dependency=_dependency(given),
+        dependency=given.plain("dependency"),
         minutes=None if minutes is None else math.ceil(minutes / 60) + 1,
         # All cores of a node are wanted, and how many it has nobody knows here.
         exclusive=given.flag("exclusive") or (sized.workers == "cpu" and not system.described("cores_per_node")),
-        extra=(*ours, *arguments),
+        ranks_per_node=sized.ranks_per_node if counted and (not own or given.flag("procs-per-node")) else None,
+        gpus_per_node=sized.gpus_per_node if system.described("gpus_per_node") and not own else None,
+        extra=tuple(argument for argument in arguments if argument not in in_step),
+        step=(*_of_system(system, scheduler, sized.ranks_per_node), *in_step),
     )
 
 
-def _nodes(given: Values, environ: Mapping[str, str], sized: Size, in_job: bool) -> int | None:
+def _of_system(system: System, scheduler: Scheduler, ranks: int) -> list[Argument]:
+    """The arguments that a system wants for what starts programs on it."""
+    return [
+        (one.key, one.value(ranks) if callable(one.value) else one.value)
+        for one in system.arguments
+        if one.scheduler == scheduler.name and one.key not in _OF_RANKS
+    ]
+
+
+def _check_request(given: Values, request: AllocationRequest, scheduler: Scheduler, environ: Mapping[str, str]) -> None:
+    try:
+        scheduler.options(request, environ)
+    except Refused as refused:
+        one = given.last(refused.about)
+        raise UsageError(f"{one.spelling if one else refused.about} {refused.message}", refused.hint) from None
+
+
+def _nodes(given: Values, sized: Size, in_job: Job | None) -> int | None:
     counts, one = given.nodes(), given.last("nodes")
     if counts is None or one is None or counts[0] == counts[1]:
         return sized.nodes
-    if not in_job:
-        raise UsageError(f"{one.spelling} {one.text}: how many nodes shall Slurm give?", f"write -N {counts[1]}")
-    there = environ.get("SLURM_JOB_NUM_NODES", "")
-    return min(counts[1], max(counts[0], int(there))) if there.isdecimal() else counts[0]
-
-
-def _dependency(given: Values) -> str | None:
-    text, one = given.plain("dependency"), given.last("dependency")
-    if text is None or one is None:
-        return None
-    if not all(_DEPENDENCY.fullmatch(part) for part in re.split(r"[,?]", text)) or ("," in text and "?" in text):
-        hint = f"did you mean afterok:{text}?" if text.isdecimal() else "for example afterok:1234, or after:1234+10"
-        raise UsageError(f"{one.spelling} {text}: this is no dependency of Slurm's", hint)
-    return text
+    if in_job is None:
+        raise UsageError(f"{one.spelling} {one.text}: how many nodes shall there be?", f"write -N {counts[1]}")
+    return min(counts[1], max(counts[0], in_job.size)) if in_job.size else counts[0]

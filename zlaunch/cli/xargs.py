@@ -7,7 +7,7 @@ import re
 from .grammar import UsageError
 from .values import Values, check_plain
 
-_ARGUMENT = re.compile(r"~?(-[A-Za-z]|--[A-Za-z][A-Za-z0-9_-]*)")
+_ARGUMENT = re.compile(r"~?--?[A-Za-z][A-Za-z0-9_-]*")
 _CAPITALS = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 Argument = tuple[str, str | None]

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ..model import AgentCommand, signal_name
 
@@ -31,6 +31,27 @@ LAST_PATIENCE = 2.0
 """Seconds from an agent's death to that of all below it."""
 
 
+class Held(NamedTuple):
+    """A command that runs already: it has asked a scheduler for nodes, and reads the line when it has them."""
+
+    process: subprocess.Popen[bytes]
+    """With pipes; whoever started it waits for its end, too."""
+    said: bytes
+    """What was on its stderr so far."""
+    cancel: Callable[[], None]
+    """Ends it and what it has asked for, sooner or later; killed, it would give nothing back."""
+
+
+class Start(NamedTuple):
+    """What starts agents."""
+
+    command: AgentCommand
+    line: bytes
+    """What it reads on its stdin."""
+    explain: Explain | None = None
+    held: Held | None = None
+
+
 @dataclass
 class AgentProcess:
     """A command that starts the agent of one host, or those of several, running."""
@@ -42,6 +63,8 @@ class AgentProcess:
     explain: Explain | None = None
     """What to make of its exit status and its last words, where it is not the agent itself: ssh, for one."""
     said: bytes = b""
+    cancel: Callable[[], None] | None = None
+    """As ``Held`` has it."""
     open: bool = True
     joined: set[int] = field(default_factory=set)
     """Hosts whose agent has ever connected."""
@@ -56,23 +79,17 @@ class AgentProcess:
     """Whether we killed it because nobody was connected any more."""
 
     @classmethod
-    def start(cls, command: AgentCommand, line: bytes, explain: Explain | None = None) -> AgentProcess:
-        """Start the command and give it its bootstrap line. Raises OSError."""
-        process = subprocess.Popen(
-            command.argv,
-            env=command.env,
-            cwd=command.cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C goes to us, and we tell the agents
-            bufsize=0,
-        )
+    def start(cls, what: Start) -> AgentProcess:
+        """Start the command, if it does not run already, and give it its bootstrap line. Raises OSError."""
+        command, held = what.command, what.held
+        process = held.process if held else _popen(command)
         assert process.stdin is not None
         assert process.stderr is not None
-        _feed(process.stdin.fileno(), line)
+        _feed(process.stdin.fileno(), what.line)
         os.set_blocking(process.stderr.fileno(), False)
-        return cls(command.hosts, process, os.pidfd_open(process.pid), explain)
+        pidfd = os.pidfd_open(process.pid)
+        said, cancel = (held.said, held.cancel) if held else (b"", None)
+        return cls(command.hosts, process, pidfd, what.explain, said, cancel)
 
     @property
     def stderr(self) -> int:
@@ -137,7 +154,7 @@ class AgentProcess:
             self.kill_at = None
             if self.process.poll() is None:
                 self.pressed = True
-                self.process.kill()
+                self._kill()
         return [host for host, at in self.gone_by.items() if now >= at and host not in self.gone]
 
     # --- what is known ----------------------------------------------------------------------------------------------
@@ -180,13 +197,19 @@ class AgentProcess:
         if not self.open or len(self.gone) < len(self.hosts):
             return
         self.open = False
-        if self.process.poll() is None:
+        if self.process.poll() is None and self.cancel is None:
             self.process.kill()
             self.process.wait()
         late = any(time.monotonic() >= at for at in self.gone_by.values())
         if self.explain is None and not late:
             self._wait_for_all()
         self.close_descriptors()
+
+    def _kill(self) -> None:
+        if self.cancel:
+            self.cancel()
+        else:
+            self.process.kill()
 
     def _wait_for_all(self) -> None:
         """Until its template, too, has ended what is below it: the end-of-file. One that hangs is not waited for."""
@@ -199,13 +222,27 @@ class AgentProcess:
 
     def close_descriptors(self) -> None:
         """Close our ends; for the agent that is the supervisor's death."""
-        for stream in (self.process.stdin, self.process.stderr):
+        held = self.cancel is not None  # then somebody still hears what it says
+        for stream in (self.process.stdin, None if held else self.process.stderr):
             if stream:
                 with contextlib.suppress(OSError):
                     stream.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _popen(command: AgentCommand) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command.argv,
+        env=command.env,
+        cwd=command.cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C goes to us, and we tell the agents
+        bufsize=0,
+    )
 
 
 def _feed(stdin: int, line: bytes) -> None:

@@ -20,11 +20,11 @@ import msgspec
 from ..events import Event, Notice, Output, RunEnded
 from ..link.hub import Gone, Heard, Hub, HubEvent, Joined, Left, LogCame, PieceCame, Refused
 from ..link.memory import Probe
-from ..model import AgentCommand, HostPlan, TemplateSpec
+from ..model import HostPlan, TemplateSpec
 from ..protocol import messages as m
 from . import effects as do
 from . import happenings as on
-from .agents import AgentProcess, Explain
+from .agents import AgentProcess, Start
 from .core import SupervisorCore
 from .fates import lost_fates
 from .payloads import Answer, Letters, Replies
@@ -38,8 +38,6 @@ REPORTED = 10
 LOG_CREDIT = 4 << 20
 """Bytes of log lines that may be between an agent and the console."""
 
-Start: TypeAlias = tuple[AgentCommand, bytes, Explain | None]
-"""An agent's command, its bootstrap line, and what to make of it where the command is not the agent itself."""
 Finished: TypeAlias = Callable[[RunEnded, bool, dict[int, Answer]], None]
 
 _living: weakref.WeakSet[SupervisorLoop] = weakref.WeakSet()
@@ -122,16 +120,16 @@ class SupervisorLoop:
             return
         on_their_way = sum(process.open and not process.joined for process in self.processes)
         while self.waiting and on_their_way < STARTS_AT_ONCE:
-            command, line, explain = self.waiting.popleft()
+            start = self.waiting.popleft()
             try:
-                process = AgentProcess.start(command, line, explain)
+                process = AgentProcess.start(start)
             except OSError as error:
-                for host in command.hosts:
-                    self._handle(on.AgentGone(host, f"{command.argv[0]} could not be started: {error.strerror}"))
+                for host in start.command.hosts:
+                    self._handle(on.AgentGone(host, f"{start.command.argv[0]} could not be started: {error.strerror}"))
                 continue
             on_their_way += 1
             self.processes.append(process)
-            self.agents.update(dict.fromkeys(command.hosts, process))
+            self.agents.update(dict.fromkeys(start.command.hosts, process))
 
     def submit(self, order: on.RunOrder, letters: Mapping[int, int]) -> None:
         """Queue a run; ``letters`` are memfds by host index, which this loop owns from now on."""

@@ -1,0 +1,130 @@
+"""Where the same tests run: a real Slurm, and the simulated Flux and LSF, of plain hosts and of CORAL ones."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bed.programs import until
+from bed.slurm import Slurm
+from sim.flux import Flux
+from sim.lsf import Lsf
+
+Cluster = Slurm | Flux | Lsf
+
+
+@dataclass
+class Site:
+    """A scheduler and its nodes, by its own commands."""
+
+    scheduler: str
+    """As zlaunch calls it."""
+    cluster: Cluster
+    hosts: tuple[str, ...]
+    """That can be nodes."""
+    size: Callable[[int], list[str]]
+    """What asks for so many."""
+    alone: list[str]
+    """What runs a script, or a program, in a job and waits for it; the size comes behind."""
+    batch: Callable[[str], list[str]]
+    """What submits a job that writes to a file; the size and the script come behind."""
+    jobs: Callable[[], list[str]]
+    """Those that have not ended; one whose node is lost, and which nobody has but its scheduler, has."""
+    cancel: list[str]
+
+    def inside(self, folder: Path, count: int, argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
+        """A program in a job of so many nodes."""
+        return self.cluster.run([*self.alone, *self.size(count), self.script(folder, argv)], **more)
+
+    def submit(self, folder: Path, count: int, argv: Sequence[str], out: Path) -> None:
+        """The same as a batch job."""
+        script = self.script(folder, argv)
+        words = [*self.batch(str(out)), *self.size(count)]
+        if self.scheduler == "lsf":
+            self.cluster.ask(*words, input=script.read_text())
+        else:
+            self.cluster.ask(*words, script)
+
+    def script(self, folder: Path, argv: Sequence[str]) -> Path:
+        """One that becomes the program."""
+        file = folder / "job.sh"
+        file.write_text(f"#!/bin/sh\nexec {shlex.join(map(str, argv))}\n")
+        file.chmod(0o755)
+        return file
+
+    def end_all(self) -> None:
+        """By the scheduler's own command."""
+        for job in self.jobs():
+            self.cluster.ask(*self.cancel, job)
+
+    def nothing_is_left(self, *but: str) -> None:
+        """No job, and no process on any host."""
+        until(lambda: self.jobs() == [], "the queue to be empty")
+        bed = self.cluster.bed
+        left = {host: bed.processes(host) for host in bed.hosts if host not in but}
+        assert left == {host: [] for host in left}
+
+
+def of_slurm(slurm: Slurm) -> Site:
+    """All three hosts are nodes."""
+    return Site(
+        "slurm",
+        slurm,
+        ("node1", "node2", "node3"),
+        lambda count: [f"--nodes={count}"],
+        ["salloc"],
+        lambda out: ["sbatch", f"--output={out}"],
+        lambda: slurm.ask("squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%i").split(),
+        ["scancel"],
+    )
+
+
+def of_flux(flux: Flux) -> Site:
+    """The same."""
+    return Site(
+        "flux",
+        flux,
+        ("node1", "node2", "node3"),
+        lambda count: [f"--nodes={count}"],
+        ["flux", "alloc"],
+        lambda out: ["flux", "batch", f"--output={out}"],
+        lambda: flux.ask("flux", "jobs", "-n", "-o", "{id.f58plain}").split(),
+        ["flux", "cancel"],
+    )
+
+
+def of_lsf(lsf: Lsf) -> Site:
+    """The same."""
+    return Site(
+        "lsf",
+        lsf,
+        ("node1", "node2", "node3"),
+        lambda count: ["-n", str(count), "-R", "span[ptile=1]"],
+        ["bsub", "-I"],
+        lambda out: ["bsub", "-oo", out],
+        lambda: _unfinished(lsf),
+        ["bkill"],
+    )
+
+
+def of_coral(coral: Lsf) -> Site:
+    """The first host has jobs begin on it, and is no node."""
+    return Site(
+        "lsf",
+        coral,
+        ("node2", "node3"),
+        lambda count: ["-nnodes", str(count)],
+        ["bsub", "-I"],
+        lambda out: ["bsub", "-oo", out],
+        lambda: _unfinished(coral),
+        ["bkill"],
+    )
+
+
+def _unfinished(lsf: Lsf) -> list[str]:
+    """Asked of the simulator itself: its bjobs wants ids."""
+    return [str(number) for number, job in list(lsf.jobs.items()) if job.state not in ("DONE", "EXIT", "ZOMBI")]

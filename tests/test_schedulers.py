@@ -1,0 +1,233 @@
+"""The same histories on every scheduler: inside of a job, and from outside, where nodes are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sites
+from bed import Bed
+from bed.programs import until
+from bed.slurm import Slurm
+from sim.flux import Flux
+from sim.lsf import Lsf
+from sim.lsf_ways import Ways
+from sites import Site
+
+PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import far_steps, zlaunch
+from zlaunch.model import AllocationRequest
+
+launcher = zlaunch.Launcher(hostnames=sys.argv[2], workers_per_host=2, backend=None, preload=(), log_dir=None,
+    grace_period=2)
+launcher.request = AllocationRequest(**json.loads(sys.argv[3]))
+try:
+    with launcher as cluster:
+        print(json.dumps(cluster.run(far_steps.here).results), flush=True)
+        if "stay" in sys.argv:
+            cluster.run(far_steps.stay)
+except zlaunch.ZlaunchError as error:
+    print(type(error).__name__, error)
+"""
+HERE = str(Path(__file__).parent)
+
+
+def argv(hostnames: str, request: str = "{}", *more: str) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, HERE, hostnames, request, *more]
+
+
+def results(*hosts: str) -> str:
+    world = 2 * len(hosts)
+    parts = (f'"{h}": [["{h}", {2 * i}, {world}], ["{h}", {2 * i + 1}, {world}]]' for i, h in enumerate(hosts))
+    return f"{{{', '.join(parts)}}}\n"
+
+
+@pytest.fixture(scope="module")
+def flux_cluster(bed: Bed) -> Iterator[Flux]:
+    with Flux(bed, gpus=2, kill_timeout=0.5, notice=0.2, exit_timeout=0.3) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lsf_cluster(bed: Bed) -> Iterator[Lsf]:
+    with Lsf(bed, minute=0.5, grace=0.5) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _usual_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    for name in {"lsf_cluster", "coral_cluster"} & set(request.fixturenames):
+        request.getfixturevalue(name).use(**dataclasses.asdict(Ways()))
+
+
+@pytest.fixture(scope="module")
+def coral_cluster(bed: Bed) -> Iterator[Lsf]:
+    with Lsf(bed, coral=True, name="coral") as running:
+        yield running
+
+
+@pytest.fixture(params=["slurm", "flux", "lsf", "coral"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    name = "slurm" if request.param == "slurm" else f"{request.param}_cluster"
+    where: Site = getattr(sites, f"of_{request.param}")(request.getfixturevalue(name))
+    yield where
+    if request.param != "slurm":
+        where.cluster.restore()
+
+
+@pytest.fixture
+def breakable(site: Site) -> Iterator[Site]:
+    """The same, to be broken."""
+    site.cluster.restore()
+    yield site
+    site.cluster.restore()
+
+
+def staying(site: Site, request: str) -> subprocess.Popen[str]:
+    """A program from outside whose ranks are there."""
+    program = site.cluster.popen(argv(site.scheduler, request, "stay"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    there, nodes = 0, int(request.partition('"nodes": ')[2][0])
+    assert program.stdout is not None
+    while there < 2 * nodes:
+        line = program.stdout.readline()
+        assert line, program.communicate()
+        there += "] here " in line
+    return program
+
+
+@pytest.mark.parametrize("hostnames", ["its name", "auto"])
+def test_inside_of_a_job_its_nodes_are_the_hosts(site: Site, hostnames: str, tmp_path: Path) -> None:
+    name = site.scheduler if hostnames == "its name" else hostnames
+    done = site.inside(tmp_path, 2, argv(name))
+    assert results(*site.hosts[:2]) in done.stdout, done.stderr
+    few = site.inside(tmp_path, 2, argv(name, '{"nodes": 1}'))
+    assert results(site.hosts[0]) in few.stdout, few.stderr
+    many = site.inside(tmp_path, 1, argv(name, '{"nodes": 2}'))
+    assert "LaunchError 2 nodes are wanted, and " in many.stdout
+    site.nothing_is_left()
+
+
+def test_in_a_batch_job(site: Site, tmp_path: Path) -> None:
+    site.submit(tmp_path, 2, argv(site.scheduler), tmp_path / "out.txt")
+    until(lambda: site.jobs() == [], "the end of the job")
+    assert results(*site.hosts[:2]) in (tmp_path / "out.txt").read_text()
+    site.nothing_is_left()
+
+
+def test_from_outside_nodes_are_asked_for_and_given_back(site: Site, tmp_path: Path) -> None:
+    done = site.cluster.run(argv(site.scheduler, '{"nodes": 2, "name": "a name; with $words"}'))
+    assert done.stdout == results(*site.hosts[:2]), done.stderr
+    site.nothing_is_left()
+    assert list((tmp_path / "cache").rglob("*")) in ([], [tmp_path / "cache" / "zlaunch"])  # nor any file
+
+
+def test_the_wait_is_told_and_can_be_given_up(site: Site) -> None:
+    first = staying(site, f'{{"nodes": {len(site.hosts)}, "exclusive": true}}')
+    program = site.cluster.popen(argv(site.scheduler, '{"nodes": 2}'), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert program.stderr is not None
+    told = program.stderr.readline()
+    assert "'s job " in told
+    assert any(word in told for word in (" is PENDING (", " is SCHED", " is PEND")), told
+    program.send_signal(signal.SIGINT)
+    program.wait(20)
+    until(lambda: len(site.jobs()) == 1, "the other job is given up")
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=20)
+    site.nothing_is_left()
+
+
+def test_what_is_refused_is_told_in_the_schedulers_words(site: Site) -> None:
+    done = site.cluster.run(argv(site.scheduler, '{"queue": "nowhere"}'))
+    assert done.stdout.startswith("LaunchError "), done.stdout
+    assert " gave no nodes" in done.stdout
+    assert "nowhere" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["killed", "cancelled"])
+def test_nothing_is_left_however_it_ends(breakable: Site, how: str) -> None:
+    program = staying(breakable, '{"nodes": 2}')
+    if how == "killed":
+        os.kill(program.pid, signal.SIGKILL)
+    else:
+        breakable.end_all()
+    rest, _ = program.communicate(timeout=30)
+    if how == "cancelled":
+        assert "AgentFailedError" in rest
+    breakable.nothing_is_left()
+
+
+def test_a_lost_node_is_missed_by_us(breakable: Site) -> None:
+    count = len(breakable.hosts)
+    program = staying(breakable, f'{{"nodes": {count}}}')
+    lost = breakable.hosts[-1]
+    breakable.cluster.bed.poweroff(lost)
+    rest, _ = program.communicate(timeout=20)  # Slurm itself would take 30
+    assert "AgentFailedError" in rest
+    if breakable.scheduler == "slurm":
+        assert f"AgentFailedError {lost}" in rest  # the others kill the rest of a job of which a node is lost
+    breakable.nothing_is_left(lost)
+
+
+LIMITED = """
+import os, signal, sys, time
+def last_words(*_):
+    print("rank", os.environ["RANK"], "saves", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, last_words)
+print("there", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_job_that_is_about_to_end_lets_its_ranks_end_first(flux_cluster: Flux, tmp_path: Path) -> None:
+    (tmp_path / "prog.py").write_text(LIMITED)
+    words = [sys.executable, "-m", "zlaunch", "run", "-n", "1", "--preload", "", "prog.py"]
+    env = {"PYTHONPATH": str(Path(HERE).parent)}
+    done = flux_cluster.run(["flux", "alloc", "--time-limit=4s", "-N2", *words], env=env)
+    said = sorted(line.partition("] ")[2] for line in done.stdout.splitlines()[-2:])
+    assert said == ["rank 0 saves", "rank 1 saves"], done.stderr
+    assert done.returncode == 124, done.stderr
+    sites.of_flux(flux_cluster).nothing_is_left()
+
+
+def test_what_a_job_of_slurms_has_left(slurm: Slurm) -> None:
+    """Slurm counts in minutes, and kills up to half a minute late: too long for a test of the end itself."""
+    code = (
+        "import os, time; from zlaunch.allocation import allocate; from zlaunch.backends.scheduler import Launch\n"
+        "from zlaunch.backends.schedulers import of; from zlaunch.model import AllocationRequest\n"
+        "it = allocate(of('slurm'), AllocationRequest(), Launch('python'), os.environ, print)\n"
+        "print(it.time_for(1.0), it.time_for(600.0), it.nodes.names)"
+    )
+    done = slurm.run(["salloc", "--time=1", "-N1", sys.executable, "-c", code])
+    little, much, name = done.stdout.split()
+    assert 30 < float(much) < float(little) < 60, done.stderr
+    assert float(little) - float(much) < 1.0  # a tenth of the minute is kept either way
+    assert name == "('node1',)"
+    without = slurm.run(["salloc", "-N1", sys.executable, "-c", code])
+    assert without.stdout.split()[:2] == ["None", "None"], without.stderr
+
+
+def test_lsfs_warning_is_the_end_of_the_time(lsf_cluster: Lsf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells no time that is left, but sends SIGUSR2, and waits for ten minutes before it kills."""
+    (tmp_path / "prog.py").write_text(LIMITED)
+    words = [sys.executable, "-m", "zlaunch", "run", "--scheduler", "lsf", "-n", "1", "--preload", "", "prog.py"]
+    script = sites.of_lsf(lsf_cluster).script(tmp_path, words)
+    monkeypatch.setattr(lsf_cluster, "minute", 2.0)
+    monkeypatch.setattr(lsf_cluster, "grace", 20.0)
+    lsf_cluster.use(shell_words=False)  # else the shell that blaunch has put before an agent gets it, too, and dies
+    size = ["-n", 2, "-R", "span[ptile=1]", "-W", 1]
+    env = {"PYTHONPATH": str(Path(HERE).parent)}
+    done = lsf_cluster.run(["bsub", "-I", *size], input=script.read_text(), env=env)  # as --bg does: no shell is left
+    said = sorted(line.partition("] ")[2] for line in done.stdout.splitlines()[-2:])
+    assert said == ["rank 0 saves", "rank 1 saves"], done.stderr
+    assert done.returncode == 124, done.stderr
+    assert done.stderr.count("the job's time limit has passed: ending the ranks") == 1

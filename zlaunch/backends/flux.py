@@ -1,0 +1,184 @@
+"""Level 4: the launch back end of Flux: ``flux exec`` starts agents in an instance, ``flux submit`` a job of them.
+
+In an instance of ours ``flux exec`` is used, since it neither waits for other jobs nor binds what it starts. Outside,
+the agents themselves are the job, one on each node: no instance has to come up for them. Words and behaviour are those
+of flux-core's manual pages and of a flux-core 0.88.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from ..model import AllocationRequest
+from .scheduler import (
+    GRANTED,
+    Command,
+    Job,
+    Launch,
+    Nodes,
+    Option,
+    Refused,
+    Scheduler,
+    State,
+    agent_line,
+    dependencies,
+    flat,
+    merged,
+)
+
+_KINDS = {"after": "afterstart", "afterany": "afterany", "afterok": "afterok", "afternotok": "afternotok"}
+_ID = r"[\wƒ.]+"
+_SHELL: tuple[Option, ...] = (
+    ("--unbuffered", None),
+    ("-oexit-timeout", "none"),  # else all are killed half a minute after the first has ended
+    ("-ocpu-affinity", "off"),  # else an agent, and its ranks, have one core
+    ("-ogpu-affinity", "off"),  # else they have no GPU
+)
+
+
+_FOR_EVER = 2**32 - 1
+"""Seconds that ``flux job timeleft`` prints for a job without a limit."""
+_OF_JOBS = ("--exclusive", "--setattr", "-o")
+"""Launch arguments that ``flux exec`` has not: it starts no job."""
+
+
+class Flux(Scheduler):
+    """Flux."""
+
+    name, title, submitter, mark = "flux", "Flux", "flux", "# flux:"
+    aliases: ClassVar[Mapping[str, str]] = {"-N": "--nodes", "-q": "--queue", "-B": "--bank", "-t": "--time-limit"}
+    sets: ClassVar[Mapping[str, str]] = {"FLUX_F58_FORCE_ASCII": "1"}
+    patterns: ClassVar[Mapping[str, str]] = {
+        "Operation not permitted": "only the owner of a Flux instance may start programs in it"
+    }
+    chatter = re.compile(r"zlaunch-job |.*: (exception|job\.exception).*canceled")
+
+    def job_in(self, environ: Mapping[str, str]) -> Job | None:
+        uri = environ.get("FLUX_URI")
+        return Job(environ.get("FLUX_JOB_ID") or uri) if uri else None
+
+    def is_configured(self, environ: Mapping[str, str]) -> bool:
+        listens = environ.get("FLUX_URI") or os.path.exists("/run/flux/local")  # many have flux, and another scheduler
+        return bool(listens) and shutil.which("flux", path=environ.get("PATH")) is not None
+
+    def nodes_argv(self, job: Job) -> tuple[str, ...]:
+        return ("sh", "-c", "flux hostlist -e instance && flux hostlist -e avail")
+
+    def nodes(self, job: Job, answer: str, environ: Mapping[str, str]) -> Nodes:
+        """``flux exec`` knows nodes by their place in the instance; one that is down or drained has a place, too."""
+        every, _, there = answer.partition("\n")
+        up = set(there.split())
+        places = [(name, str(rank)) for rank, name in enumerate(every.split()) if name in up]
+        unique = dict(reversed(places))  # several brokers of a host: the first
+        kept = [(name, rank) for name, rank in places if unique[name] == rank]
+        return Nodes(job.id, tuple(name for name, _ in kept), tuple(rank for _, rank in kept))
+
+    # --- starting agents --------------------------------------------------------------------------------------------
+
+    def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
+        ranks = ",".join(nodes.ids) or "<ranks>"
+        words = flat(merged([("-r", ranks)], [one for one in step if not one[0].startswith(_OF_JOBS)], {}))
+        return Command(("flux", "exec", *words, "sh", "-c", agent_line(self.name, launch)))
+
+    def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
+        options = [*self.options(request, environ), ("--tasks-per-node", "1"), *_SHELL]
+        asked = merged(options, [*map(_named, request.extra)], self.aliases)
+        words = self.flat(merged(asked, [*map(_named, request.step)], self.aliases))
+        task = (
+            f'if [ "$FLUX_TASK_RANK" = 0 ]; then echo {GRANTED} "$FLUX_JOB_ID" $(flux hostlist -e local); fi; '
+            f"exec >/dev/null; {agent_line(self.name, launch)}"
+        )
+        script = (
+            f"job=$(flux submit {shlex.join([*words, 'sh', '-c', task])}) || exit; "
+            'echo "zlaunch-job $job" >&2; exec flux job attach "$job"'
+        )
+        return Command(("sh", "-c", script))
+
+    # --- a job's life -----------------------------------------------------------------------------------------------
+
+    def job_of(self, said: str) -> str | None:
+        found = re.findall(r"zlaunch-job (\S+)", said)
+        return found[-1] if found else None
+
+    def state_argv(self, job: str) -> tuple[str, ...]:
+        return ("flux", "jobs", "-a", "-no", "{state} {result}", job)
+
+    def state(self, answer: str) -> State | None:
+        word, _, result = answer.strip().partition(" ")
+        return State(word, result.strip(), word == "INACTIVE", result.strip() == "TIMEOUT") if word else None
+
+    def left_argv(self, job: str) -> tuple[str, ...]:
+        return ("flux", "job", "timeleft", *([job] if re.fullmatch(_ID, job) else []))
+
+    def left(self, answer: str) -> float | None:
+        seconds = answer.strip()
+        return float(seconds) if seconds.isdecimal() and int(seconds) < _FOR_EVER else None
+
+    def cancel_argv(self, job: str) -> tuple[str, ...]:
+        return ("flux", "cancel", job)
+
+    def warn_argv(self, job: str) -> tuple[str, ...]:
+        return ("flux", "job", "kill", "-s", "SIGTERM", job)
+
+    # --- what is asked for ------------------------------------------------------------------------------------------
+
+    def options(self, request: AllocationRequest, environ: Mapping[str, str], *, own: bool = False) -> list[Option]:
+        """Whole nodes, with all their cores and GPUs: their agents share them out."""
+        if request.reservation is not None:
+            raise Refused("reservation", f"{request.reservation}: Flux has no reservations", "leave it out")
+        found: dict[str, object] = {
+            "--nodes": request.nodes or (None if own else 1),
+            "--job-name": request.name or None,
+            "--queue": request.queue,
+            "--bank": request.account,
+            "--time-limit": None if request.minutes is None else f"{request.minutes}m",
+        }
+        options: list[Option] = [(name, str(value)) for name, value in found.items() if value is not None]
+        options += [("--dependency", words) for words in _dependencies(request.dependency)]
+        return options + ([] if own and not request.exclusive else [("--exclusive", None)])
+
+    # --- batch jobs -------------------------------------------------------------------------------------------------
+
+    def place_options(self, folder: str, out: str | None, err: str | None) -> list[Option]:
+        files = {"--output": out, "--error": err}
+        return [("--cwd", folder), *((name, path) for name, path in files.items() if path is not None)]
+
+    def flat(self, options: Sequence[Option]) -> list[str]:
+        words: list[str] = []
+        for name, value in options:  # -o exit-timeout=none
+            is_shell = name.startswith("-o") and len(name) > 2
+            words += ["-o", f"{name[2:]}={value}" if value else name[2:]] if is_shell else flat([(name, value)])
+        return words
+
+    def directive(self, option: Option) -> str:
+        return shlex.join(self.flat([option]))
+
+    def submit_argv(self, path: str, words: Sequence[str] = (), arguments: Sequence[str] = ()) -> tuple[str, ...]:
+        return ("flux", "batch", *words, path, *arguments)
+
+    def job_id(self, answer: str) -> str | None:
+        last = answer.strip().rsplit("\n", 1)[-1]
+        return last if re.fullmatch(_ID, last) else None
+
+
+def _named(option: Option) -> Option:
+    """``-o cpu-affinity=on`` as an option of that name: there are many, and each is one of its own."""
+    name, value = option
+    if name.lstrip("~") != "-o" or not value:
+        return option
+    key, _, rest = value.partition("=")
+    return f"{name}{key}", rest or None
+
+
+def _dependencies(text: str | None) -> list[str]:
+    if text is None:
+        return []
+    found, either = dependencies(text, _ID)
+    if either:
+        raise Refused("dependency", f"{text}: Flux waits for all jobs, not for one of them", "write , in place of ?")
+    return [f"{_KINDS[one.kind]}:{job}" for one in found for job in one.ids]
