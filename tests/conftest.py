@@ -9,8 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sites
 from bed import Bed, missing
 from bed import slurm as bed_slurm
+from sim.flux import Flux
+from sim.lsf import Lsf
 
 import zlaunch
 
@@ -98,6 +101,47 @@ def fresh_slurm(slurm: bed_slurm.Slurm) -> Iterator[bed_slurm.Slurm]:
     slurm.restore()
     yield slurm
     slurm.restore()
+
+
+@pytest.fixture(scope="module")
+def flux_cluster(bed: Bed) -> Iterator[Flux]:
+    """The simulated Flux on these hosts, quicker than a real one to find that something has ended."""
+    with Flux(bed, gpus=2, kill_timeout=0.5, notice=0.2, exit_timeout=0.3) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lsf_cluster(bed: Bed) -> Iterator[Lsf]:
+    """The simulated LSF on them."""
+    with Lsf(bed) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def coral_cluster(bed: Bed) -> Iterator[Lsf]:
+    """The same as CORAL systems have it: with jsrun, and a host on which all jobs begin."""
+    with Lsf(bed, coral=True, name="coral") as running:
+        yield running
+
+
+@pytest.fixture(params=["slurm", "flux", "lsf", "coral"])
+def site(request: pytest.FixtureRequest) -> Iterator[sites.Site]:
+    """Each of them in turn, without jobs before the test and after it."""
+    name = "slurm" if request.param == "slurm" else f"{request.param}_cluster"
+    where: sites.Site = getattr(sites, f"of_{request.param}")(request.getfixturevalue(name))
+    yield where
+    if request.param == "slurm":
+        where.end_all()
+    else:
+        where.cluster.restore()
+
+
+@pytest.fixture
+def breakable(site: sites.Site) -> Iterator[sites.Site]:
+    """The same, to be broken."""
+    site.cluster.restore()
+    yield site
+    site.cluster.restore()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Site:
     jobs: Callable[[], list[str]]
     """Those that have not ended; one whose node is lost, and which nobody has but its scheduler, has."""
     cancel: list[str]
+    shown: Callable[[str], tuple[str, int]]
+    """The name of a job that runs, and how many minutes it was given."""
+    status: Callable[[str], int]
+    """Of a job that has ended."""
 
     def inside(self, folder: Path, count: int, argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
         """A program in a job of so many nodes."""
@@ -80,6 +84,8 @@ def of_slurm(slurm: Slurm) -> Site:
         lambda out: ["sbatch", f"--output={out}"],
         lambda: slurm.ask("squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%i").split(),
         ["scancel"],
+        lambda job: _name_and_minutes(slurm.ask("squeue", "--noheader", f"--jobs={job}", "--format=%j|%l"), ":00"),
+        lambda job: int(slurm.ask("scontrol", "show", "job", job).partition("ExitCode=")[2].partition(":")[0]),
     )
 
 
@@ -94,6 +100,11 @@ def of_flux(flux: Flux) -> Site:
         lambda out: ["flux", "batch", f"--output={out}"],
         lambda: flux.ask("flux", "jobs", "-n", "-o", "{id.f58plain}").split(),
         ["flux", "cancel"],
+        lambda job: (
+            flux.ask("flux", "jobs", "-no", "{name}", job),
+            -(-int(flux.ask("flux", "job", "timeleft", job)) // 60),
+        ),
+        lambda job: int(flux.ask("flux", "jobs", "-no", "{returncode}", job)),
     )
 
 
@@ -108,21 +119,24 @@ def of_lsf(lsf: Lsf) -> Site:
         lambda out: ["bsub", "-oo", out],
         lambda: _unfinished(lsf),
         ["bkill"],
+        lambda job: _name_and_minutes(_bjobs(lsf, "job_name time_left", job), " L"),
+        lambda job: int(_bjobs(lsf, "exit_code", job)),
     )
 
 
 def of_coral(coral: Lsf) -> Site:
     """The first host has jobs begin on it, and is no node."""
-    return Site(
-        "lsf",
-        coral,
-        ("node2", "node3"),
-        lambda count: ["-nnodes", str(count)],
-        ["bsub", "-I"],
-        lambda out: ["bsub", "-oo", out],
-        lambda: _unfinished(coral),
-        ["bkill"],
-    )
+    return replace(of_lsf(coral), hosts=("node2", "node3"), size=lambda count: ["-nnodes", str(count)])
+
+
+def _bjobs(lsf: Lsf, fields: str, job: str) -> str:
+    return lsf.ask("bjobs", "-noheader", "-o", f"{fields} delimiter='|'", job)
+
+
+def _name_and_minutes(line: str, unit: str) -> tuple[str, int]:
+    """Of ``a job|6:00``, or ``a job|0:06 L``."""
+    name, _, left = line.rpartition("|")
+    return name, int(left.removesuffix(unit).rpartition(":")[2])
 
 
 def _unfinished(lsf: Lsf) -> list[str]:

@@ -362,3 +362,10 @@ def test_what_sbatch_answers(answer: str, number: str | None) -> None:
 def test_a_request_without_words_is_the_least() -> None:
     assert Slurm().words(AllocationRequest(), {}) == ["--nodes=1", "--ntasks-per-node=1", "--no-kill"]
     assert Slurm().words(AllocationRequest(), {}, own=True) == []
+
+
+def test_hosts_that_are_there_are_asked_whether_they_can(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--hosts", "localhost", "-n", "1", "--preload", "", "--comm-backend"]
+    assert main(["run", *words, "NCCL", "train.py"]) == 2
+    assert "--comm-backend NCCL: there is no GPU on localhost; use MPI" in capsys.readouterr().err
+    assert main(["run", *words, "MPI", "train.py"]) == 1  # "it ran", and so ended

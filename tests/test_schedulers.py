@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import sites
-from bed import Bed
 from bed.programs import until
 from bed.slurm import Slurm
 from sim.flux import Flux
@@ -27,7 +29,7 @@ import far_steps, zlaunch
 from zlaunch.model import AllocationRequest
 
 launcher = zlaunch.Launcher(hostnames=sys.argv[2], workers_per_host=2, backend=None, preload=(), log_dir=None,
-    grace_period=2)
+    grace_period=2, host_timeout=float(sys.argv[4]))
 launcher.request = AllocationRequest(**json.loads(sys.argv[3]))
 try:
     with launcher as cluster:
@@ -40,26 +42,14 @@ except zlaunch.ZlaunchError as error:
 HERE = str(Path(__file__).parent)
 
 
-def argv(hostnames: str, request: str = "{}", *more: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, HERE, hostnames, request, *more]
+def argv(hostnames: str, request: str = "{}", *more: str, silence: float = 4.5) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, HERE, hostnames, request, str(silence), *more]
 
 
 def results(*hosts: str) -> str:
     world = 2 * len(hosts)
     parts = (f'"{h}": [["{h}", {2 * i}, {world}], ["{h}", {2 * i + 1}, {world}]]' for i, h in enumerate(hosts))
     return f"{{{', '.join(parts)}}}\n"
-
-
-@pytest.fixture(scope="module")
-def flux_cluster(bed: Bed) -> Iterator[Flux]:
-    with Flux(bed, gpus=2, kill_timeout=0.5, notice=0.2, exit_timeout=0.3) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def lsf_cluster(bed: Bed) -> Iterator[Lsf]:
-    with Lsf(bed, minute=0.5, grace=0.5) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -69,32 +59,11 @@ def _usual_ways(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue(name).use(**dataclasses.asdict(Ways()))
 
 
-@pytest.fixture(scope="module")
-def coral_cluster(bed: Bed) -> Iterator[Lsf]:
-    with Lsf(bed, coral=True, name="coral") as running:
-        yield running
-
-
-@pytest.fixture(params=["slurm", "flux", "lsf", "coral"])
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    name = "slurm" if request.param == "slurm" else f"{request.param}_cluster"
-    where: Site = getattr(sites, f"of_{request.param}")(request.getfixturevalue(name))
-    yield where
-    if request.param != "slurm":
-        where.cluster.restore()
-
-
-@pytest.fixture
-def breakable(site: Site) -> Iterator[Site]:
-    """The same, to be broken."""
-    site.cluster.restore()
-    yield site
-    site.cluster.restore()
-
-
-def staying(site: Site, request: str) -> subprocess.Popen[str]:
+def staying(site: Site, request: str, silence: float = 4.5) -> subprocess.Popen[str]:
     """A program from outside whose ranks are there."""
-    program = site.cluster.popen(argv(site.scheduler, request, "stay"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = site.cluster.popen(
+        argv(site.scheduler, request, "stay", silence=silence), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     there, nodes = 0, int(request.partition('"nodes": ')[2][0])
     assert program.stdout is not None
     while there < 2 * nodes:
@@ -130,6 +99,21 @@ def test_from_outside_nodes_are_asked_for_and_given_back(site: Site, tmp_path: P
     assert list((tmp_path / "cache").rglob("*")) in ([], [tmp_path / "cache" / "zlaunch"])  # nor any file
 
 
+def test_nobody_need_ask_for_the_result(slurm: Slurm) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {HERE!r}); import far_steps, zlaunch\n"
+        "one = zlaunch.Launcher(hostnames='slurm', workers_per_host=1, backend=None, preload=(), log_dir=None)\n"
+        "run = one.submit(far_steps.here); print('submitted', flush=True); sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", code]
+    program = slurm.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "submitted\n"
+    sites.of_slurm(slurm).nothing_is_left()
+    assert program.poll() is None
+    assert program.communicate("", timeout=20)[1] == ""
+
+
 def test_the_wait_is_told_and_can_be_given_up(site: Site) -> None:
     first = staying(site, f'{{"nodes": {len(site.hosts)}, "exclusive": true}}')
     program = site.cluster.popen(argv(site.scheduler, '{"nodes": 2}'), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -152,22 +136,30 @@ def test_what_is_refused_is_told_in_the_schedulers_words(site: Site) -> None:
     assert "nowhere" in done.stdout
 
 
-@pytest.mark.parametrize("how", ["killed", "cancelled"])
+@pytest.mark.parametrize("how", ["killed", "cancelled", "its command killed"])
 def test_nothing_is_left_however_it_ends(breakable: Site, how: str) -> None:
     program = staying(breakable, '{"nodes": 2}')
     if how == "killed":
         os.kill(program.pid, signal.SIGKILL)
-    else:
+    elif how == "cancelled":
         breakable.end_all()
+    else:
+        for child in psutil.Process(program.pid).children():
+            child.kill()
     rest, _ = program.communicate(timeout=30)
-    if how == "cancelled":
+    if how != "killed":
         assert "AgentFailedError" in rest
+        assert "zlaunch-job" not in rest  # nor anything else that it always says
+        assert "Granted" not in rest
+        assert re.search(
+            r"^that was in \w+'s job \w+; what became of it says: (squeue|flux jobs|bjobs) ", rest, re.MULTILINE
+        )
     breakable.nothing_is_left()
 
 
 def test_a_lost_node_is_missed_by_us(breakable: Site) -> None:
     count = len(breakable.hosts)
-    program = staying(breakable, f'{{"nodes": {count}}}')
+    program = staying(breakable, f'{{"nodes": {count}}}', silence=2.0)
     lost = breakable.hosts[-1]
     breakable.cluster.bed.poweroff(lost)
     rest, _ = program.communicate(timeout=20)  # Slurm itself would take 30
@@ -196,6 +188,7 @@ def test_a_job_that_is_about_to_end_lets_its_ranks_end_first(flux_cluster: Flux,
     said = sorted(line.partition("] ")[2] for line in done.stdout.splitlines()[-2:])
     assert said == ["rank 0 saves", "rank 1 saves"], done.stderr
     assert done.returncode == 124, done.stderr
+    assert "prog.py ran longer than Flux's job " in done.stderr
     sites.of_flux(flux_cluster).nothing_is_left()
 
 
@@ -216,6 +209,19 @@ def test_what_a_job_of_slurms_has_left(slurm: Slurm) -> None:
     assert without.stdout.split()[:2] == ["None", "None"], without.stderr
 
 
+def test_an_agent_has_all_gpus_of_its_node(slurm: Slurm) -> None:
+    """Also where each task of the job is to have one of them."""
+    names = ("SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
+    code = (
+        f"import sys; sys.path.insert(0, {HERE!r}); import far_steps, zlaunch\n"
+        "one = zlaunch.Launcher(hostnames='slurm', workers_per_host=1, backend=None, preload=(), log_dir=None)\n"
+        f"print(one.run(far_steps.environment, *{names!r}).rank(0))"
+    )
+    words = ["--ntasks-per-node=2", "--gpus-per-task=1", sys.executable, "-c", code]
+    done = slurm.run(["salloc", "-N1", *words])
+    assert done.stdout == f"{dict.fromkeys(names, '0,1')}\n", done.stderr
+
+
 def test_lsfs_warning_is_the_end_of_the_time(lsf_cluster: Lsf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It tells no time that is left, but sends SIGUSR2, and waits for ten minutes before it kills."""
     (tmp_path / "prog.py").write_text(LIMITED)
@@ -231,3 +237,30 @@ def test_lsfs_warning_is_the_end_of_the_time(lsf_cluster: Lsf, tmp_path: Path, m
     assert said == ["rank 0 saves", "rank 1 saves"], done.stderr
     assert done.returncode == 124, done.stderr
     assert done.stderr.count("the job's time limit has passed: ending the ranks") == 1
+
+
+REQUEUED = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saves", flush=True)))
+print("there", os.environ.get("SLURM_RESTART_COUNT"), flush=True)
+time.sleep(0 if "SLURM_RESTART_COUNT" in os.environ else 600)
+"""
+
+
+def test_a_job_that_is_put_back_into_the_queue_begins_again(fresh_slurm: Slurm, tmp_path: Path) -> None:
+    """As where another one takes its nodes: its ranks are told to end first."""
+    slurm, out = fresh_slurm, tmp_path / "out" / "out.log"
+    (tmp_path / "prog.py").write_text(REQUEUED)
+    words = ["--scheduler", "slurm", "--bg", "-l", "out", "-N", "2", "-n", "1", "-x", "--requeue", "--preload", ""]
+    env = {"PYTHONPATH": str(Path(HERE).parent)}
+    job = int(slurm.ask(sys.executable, "-m", "zlaunch", "run", *words, "prog.py", env=env))
+    until(lambda: out.exists() and out.read_text().count("there None") > 0, "the first run")
+    slurm.ask("scontrol", "requeue", job)
+    slurm.wait(job, "PENDING")
+    revoked = int(time.time())
+    assert out.read_text().count("saves") > 0
+    until(lambda: int(time.time()) > revoked + 1, "Slurm takes what it has revoked in the same second for the new one")
+    slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # it would be held for two minutes
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED"
+    assert out.read_text().count("there 1") > 0
+    assert len(list((tmp_path / "logs").iterdir())) == 2

@@ -143,7 +143,7 @@ class Access:
         )
         nodes = self.allocation
         held = Held(nodes.holder, nodes.said, nodes.cancel) if nodes and nodes.holder else None
-        return Start(command, bootstrap.to_line(), scheduler.explain, held)
+        return Start(command, bootstrap.to_line(), scheduler.explain, held, scheduler.tidy)
 
     def _command_for_all(self, hosts: Sequence[HostPlan], scheduler: Scheduler) -> AgentCommand:
         return AgentCommand(

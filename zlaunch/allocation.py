@@ -8,10 +8,11 @@ import select
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .backends import schedulers
 from .backends.scheduler import Command, Launch, Nodes, Refused, Scheduler, granted
@@ -46,6 +47,7 @@ class Allocation:
     """When the job's time limit passes, by ``time.monotonic``."""
     _left: float = 0.0
     _cancelled: bool = False
+    _releasing: threading.Lock = field(default_factory=threading.Lock)
 
     def look_at_the_clock(self) -> None:
         """Learn when the job's time limit passes, where the scheduler tells."""
@@ -64,6 +66,11 @@ class Allocation:
             return None
         return max(MOMENT, self.ends_at - time.monotonic() - min(grace + 5.0, self._left / 10))
 
+    def about(self) -> str:
+        """How to learn what became of the job."""
+        job, asked = self.nodes.job, self.scheduler.asked.format(self.nodes.job)
+        return f"that was in {self.scheduler.title}'s job {job}; what became of it says: {asked}"
+
     def cancel(self) -> None:
         """Have the scheduler end what we asked for; does not wait for it."""
         self._cancelled = True
@@ -79,10 +86,11 @@ class Allocation:
 
     def release(self) -> None:
         """Give back what we asked for, and remove our files; a job of somebody else's making is left alone."""
-        holder, self.holder = self.holder, None
-        if holder is not None:
-            _end(self.scheduler, holder, self.nodes.job, granted=not self._cancelled)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._releasing:
+            holder, self.holder = self.holder, None
+            if holder is not None:
+                _end(self.scheduler, holder, self.nodes.job, granted=not self._cancelled)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def places_of(nodes: Nodes) -> tuple[HostPlan, ...]:
@@ -299,14 +307,15 @@ def _end(scheduler: Scheduler, holder: subprocess.Popen[bytes], job: str | None,
     """Let go, and see to it that the scheduler takes back what we have, or had asked for.
 
     At the end of its stdin a job of ours ends by itself. One that is still in the queue reads nothing: it is cancelled.
-    A command that gives nodes back must not be signalled, nor find its stderr closed: it would keep them.
+    A command that gives nodes back must not be signalled, nor find its stderr closed: it would keep them. One that
+    somebody has killed has given nothing back.
     """
     assert holder.stdin is not None
     with suppress(OSError):
         holder.stdin.close()
     if job is None and holder.poll() is None:
         os.killpg(holder.pid, signal.SIGTERM)
-    if not (granted and _has_ended(holder, RELEASE_PATIENCE)):
+    if not (granted and _has_ended(holder, RELEASE_PATIENCE) and holder.returncode >= 0):
         if job is not None:
             with suppress(LaunchError):
                 answer(scheduler, scheduler.cancel_argv(job))

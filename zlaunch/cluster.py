@@ -144,11 +144,14 @@ class Cluster:
 
     def wait_closed(self) -> None:
         """Wait for the end of a ``close``."""
+        self._give_back()
+        self.desk.close()
+        _open.discard(self)
+
+    def _give_back(self) -> None:
         self.loop.closed.wait(STOP_PATIENCE)
         if self._release:
             self._release()
-        self.desk.close()
-        _open.discard(self)
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
@@ -218,6 +221,10 @@ class Cluster:
         """A run's time limit, in words."""
         return self.limits.get(run, "its time limit")
 
+    def job(self) -> str:
+        """Of the scheduler's job whose nodes the hosts are: how it is asked about."""
+        return self.access.allocation.about() if self.access.allocation else ""
+
     def last_output(self, run: str, rank: int) -> list[str]:
         """A rank's last lines."""
         return self.desk.last_output(run, rank)
@@ -243,6 +250,8 @@ class Cluster:
         payloads = {rank: answer.data for rank, answer in answers.items()}
         if run.alone:
             self.close()
+            if self._release:  # nobody need ask for the result for the nodes to be given back
+                threading.Thread(target=self._give_back, name="zlaunch-release", daemon=True).start()
         self.desk.call(lambda: run.resolve(ended, started, payloads))
 
 

@@ -18,7 +18,7 @@ from .allocation import allocate, current, places_of, private_folder, wanted
 from .backends.scheduler import Launch
 from .cluster import Cluster
 from .fields import check_fields, hosts_of
-from .model import AllocationRequest, HostPlan, StartMethod, TaskKind
+from .model import AllocationRequest, HostFacts, HostPlan, StartMethod, TaskKind
 from .plan import LaunchPlan
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
@@ -126,6 +126,10 @@ class Launcher:
     """What the command line says of the view beyond ``log_dir`` and ``view``; wins over both."""
     request: AllocationRequest = field(default=AllocationRequest(), init=False, repr=False, compare=False)
     """What a scheduler is asked for, outside of its jobs."""
+    check_facts: Callable[[dict[str, HostFacts]], object] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    """Is shown what the hosts of each step have, by their names; raises ValueError where that will not do."""
     _handlers: HandlerFactory | None = field(default=None, init=False, repr=False, compare=False)
     _shared: _Shared = field(
         default_factory=lambda: _Shared(),  # noqa: PLW0108 - defined below
@@ -265,7 +269,7 @@ class Launcher:
             changes["workers_per_host"] = [counts[name] for name in chosen]
         other = dataclasses.replace(self, hostnames=chosen, **changes)
         other.view_settings, other._handlers, other._shared = self.view_settings, self._handlers, self._shared
-        other.request = self.request
+        other.request, other.check_facts = self.request, self.check_facts
         return other
 
     def set_logging_handlers(

@@ -43,6 +43,9 @@ class Keeper(Protocol):
     def log_file(self, run: str, rank: int) -> str | None:
         """The path of a rank's log file."""
 
+    def job(self) -> str:
+        """Of a scheduler's job whose nodes the hosts are: how it is asked about. Empty where there is none."""
+
     def wait_closed(self) -> None:
         """Wait until the agents are gone."""
 
@@ -163,6 +166,10 @@ class Run(Generic[R]):
                 return
         callback(self)
 
+    def job(self) -> str:
+        """Where it ran on a scheduler's nodes, how to learn what became of the job; else empty."""
+        return self._cluster.job()
+
     def exit_status(self) -> int:
         """The command line's: 0, the first failed rank's, 124 (time limit), 125 (a host was lost), 130 (cancelled)."""
         ended = self.ended
@@ -243,7 +250,8 @@ class Run(Generic[R]):
         if cause.kind is FateKind.LOST:
             if not self._started:
                 return LaunchError(f"{cause.hostname}: {cause.text}", survivors=survivors)
-            return AgentFailedError(cause.hostname, cause.text, survivors=survivors)
+            about = self._cluster.job()
+            return AgentFailedError(cause.hostname, cause.text + (f"\n{about}" if about else ""), survivors=survivors)
         if cause.kind is FateKind.UNPICKLABLE:
             return SerializationError(f"rank {cause.rank} ({cause.hostname}): {cause.text}", survivors=survivors)
         if cause.kind is FateKind.RAISED:

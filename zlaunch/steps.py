@@ -93,7 +93,10 @@ def backend_for(launcher: Launcher, hosts: Sequence[HostPlan], facts: Mapping[in
 
 def check_hosts(launcher: Launcher, kind: TaskKind, hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> None:
     """Whether these hosts can do a step. Raises LaunchError or ValueError."""
-    check_gpu_memory(launcher.gpu_memory_fraction, kind, {host.name: facts[host.index] for host in hosts})
+    by_name = {host.name: facts[host.index] for host in hosts}
+    check_gpu_memory(launcher.gpu_memory_fraction, kind, by_name)
+    if launcher.check_facts:
+        launcher.check_facts(by_name)
     if kind != "function":
         return
     ours = sys.version_info[:2]

@@ -51,6 +51,7 @@ class Flux(Scheduler):
     """Flux."""
 
     name, title, submitter, mark = "flux", "Flux", "flux", "# flux:"
+    asked = "flux jobs -a {}"
     aliases: ClassVar[Mapping[str, str]] = {"-N": "--nodes", "-q": "--queue", "-B": "--bank", "-t": "--time-limit"}
     sets: ClassVar[Mapping[str, str]] = {"FLUX_F58_FORCE_ASCII": "1"}
     patterns: ClassVar[Mapping[str, str]] = {

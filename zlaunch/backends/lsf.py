@@ -43,6 +43,7 @@ class Lsf(Scheduler):
     """LSF."""
 
     name, title, submitter, mark = "lsf", "LSF", "bsub", "#BSUB"
+    asked = "bjobs {}"
     of_steps = frozenset(("--bind", "--smpiargs"))
     reads_script, stdin_is_link = True, False
     chatter = re.compile(r"<<(Waiting for dispatch|Starting on)|Job <\d+> is submitted")

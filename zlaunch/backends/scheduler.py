@@ -103,6 +103,8 @@ class Scheduler(ABC):
     """The program that submits a batch job: who has it has the scheduler."""
     mark: ClassVar[str]
     """What a directive in a script begins with."""
+    asked: ClassVar[str]
+    """What a person types to see where a job stands, with ``{}`` for its id."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of arguments that we set ourselves, and the ones that we write."""
     of_steps: ClassVar[frozenset[str]] = frozenset()
@@ -154,9 +156,12 @@ class Scheduler(ABC):
         kept = {k: v for k, v in environ.items() if k not in self.unset and not k.startswith(starts)}
         return kept | dict(self.sets)
 
+    def tidy(self, said: str) -> str:
+        """What a command said, without what it always says."""
+        return "\n".join(line for line in said.splitlines() if not self.chatter.match(line)).strip()
+
     def explain(self, status: int | None, said: str) -> str:
-        """Why agents did not come, in the words of the command that was to start them."""
-        said = "\n".join(line for line in said.splitlines() if not self.chatter.match(line)).strip()
+        """Why agents did not come, in the words, as ``tidy`` has them, of the command that was to start them."""
         words = f"; {self.title} said:\n{said}" if said else ""
         if status is None:
             return f"its agent has not come in time{words}"

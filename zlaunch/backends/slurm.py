@@ -39,6 +39,7 @@ class Slurm(Scheduler):
     """Slurm."""
 
     name, title, submitter, mark = "slurm", "Slurm", "sbatch", "#SBATCH"
+    asked = "squeue -t all -j {}"
     aliases: ClassVar[Mapping[str, str]] = {
         "-A": "--account",
         "-c": "--cpus-per-task",
@@ -62,7 +63,9 @@ class Slurm(Scheduler):
         "Requested node configuration is not available": "Slurm does not start anything there",
         "Invalid node name": "Slurm does not start anything there",
     }
-    chatter = re.compile(r"salloc: (Granted|Pending|Waiting|Nodes|job \d+ (queued|has been allocated)|Relinquish)")
+    chatter = re.compile(
+        r"salloc: (Granted|Pending|Waiting|Nodes|job \d+ (queued|has been allocated)|Relinquish)|srun: cluster config"
+    )
 
     def job_in(self, environ: Mapping[str, str]) -> Job | None:
         job, nodes = environ.get("SLURM_JOB_ID"), environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
@@ -82,19 +85,17 @@ class Slurm(Scheduler):
     # --- starting agents --------------------------------------------------------------------------------------------
 
     def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
-        gpus = environ.get("SLURM_GPUS_ON_NODE", "")
-        options = _step(str(len(nodes.names)), ",".join(nodes.names), gpus if gpus.strip("0") else None)
+        options = _step(str(len(nodes.names)), ",".join(nodes.names), _gpus(environ))
         words = flat(merged([("--jobid", nodes.job), *options], step, self.aliases))
         return Command(("srun", *words, "sh", "-c", agent_line(self.name, launch)))
 
     def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
         options = merged(_step(_COUNT, _NODELIST, None), request.step, self.aliases)
         words = [f"{o}={v}" if v in (_COUNT, _NODELIST) else shlex.join(flat([(o, v)])) for o, v in options]
-        gpus = '${SLURM_GPUS_ON_NODE:+--gres=gpu:"$SLURM_GPUS_ON_NODE"}'
         script = (
             f'echo {GRANTED} "$SLURM_JOB_ID" $(scontrol show hostnames "$SLURM_JOB_NODELIST"); '
             f"unset {' '.join(self.unset)}; "
-            f"exec srun {' '.join(words)} {gpus} sh -c {shlex.quote(agent_line(self.name, launch))} >/dev/null"
+            f"exec srun {' '.join(words)} sh -c {shlex.quote(agent_line(self.name, launch))} >/dev/null"
         )
         return Command(("salloc", *self.words(request, environ), "sh", "-c", script))
 
@@ -177,6 +178,14 @@ def _step(count: str, nodelist: str, gpus: str | None) -> list[Option]:
         *(("--cpu-bind", "none"), ("--mpi", "none")),
         *([("--gres", f"gpu:{gpus}")] if gpus else []),
     ]
+
+
+def _gpus(environ: Mapping[str, str]) -> str | None:
+    """A node's GPUs in a job that shares them out to its tasks: else an agent, which is one task, would see one's."""
+    each, tasks = environ.get("SLURM_GPUS_PER_TASK", ""), environ.get("SLURM_NTASKS_PER_NODE", "1")
+    by_task = str(int(each) * int(tasks)) if each.isdecimal() and tasks.isdecimal() else ""
+    gpus = environ.get("SLURM_GPUS_ON_NODE") or by_task  # salloc does not set the former
+    return gpus if gpus.strip("0") else None
 
 
 def _dependency(text: str | None) -> str | None:

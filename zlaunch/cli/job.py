@@ -58,6 +58,8 @@ class Job:
     gpus_per_worker: int
     gpu_memory_fraction: float | None
     unswap_rocr_hip: bool
+    comm_backend: str | None
+    """That the hosts are to be able to use."""
     env: tuple[tuple[str, str], ...]
     """What the ranks' environment has on top of ours: that of the .env file, then that of --env."""
     time_limit: float | None
@@ -116,6 +118,7 @@ def _job(words: Words, environ: Mapping[str, str]) -> Job:
         gpus_per_worker=given.integer("gpus-per-proc", 1, least=1),
         gpu_memory_fraction=given.fraction("fraction-max-gpu-mem"),
         unswap_rocr_hip=given.flag("unswap-rocr-hip-vis-dev"),
+        comm_backend=given.text("comm-backend"),
         env=tuple(env.items()),
         time_limit=given.minutes("time-limit"),
         grace=given.seconds("grace", 30.0),

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..errors import ZlaunchError
@@ -14,6 +15,7 @@ from ..launcher import Launcher
 from ..model import signal_name
 from ..result import Run
 from ..surroundings import copied_environment, say
+from ..systems.communication import check_hosts
 from ..view.settings import ViewSettings, log_level
 from .doorbell import Doorbell, Interrupted, reader_to_watch
 from .grammar import UsageError
@@ -119,6 +121,8 @@ def _launcher(job: Job) -> Launcher:
         view=job.view,
     )
     launcher.request = job.request
+    if job.comm_backend:
+        launcher.check_facts = partial(check_hosts, job.comm_backend)
     launcher.view_settings = ViewSettings(
         view=job.view,
         log_dir=job.log_dir,
@@ -196,8 +200,12 @@ def _pressed(number: int) -> str:
 
 
 def _status(running: Run[None], asked: int) -> int:
-    running.exception()  # returns when nothing of the run is alive and all that it said is written
+    error = running.exception()  # returns when nothing of the run is alive and all that it said is written
     status = running.exit_status()
+    if status == LAUNCH_FAILED and running.job():
+        say(running.job())
+    if status == TIMED_OUT and running.job():
+        say(str(error))  # whose limit that was
     if asked == TIME_IS_UP:
         return TIMED_OUT if status == CANCELLED else status
     return 128 + asked if asked and status == CANCELLED else status

@@ -254,6 +254,7 @@ def _request(
     counted = isinstance(sized.workers, int)
     own = given.flag("batch-script")  # whose directives hold but for what was said
     in_step = [argument for argument in arguments if in_job or argument[0].lstrip("~") in scheduler.of_steps]
+    of_system = communication.arguments(system, sized.ranks_per_node, scheduler.name)
     return AllocationRequest(
         nodes=_nodes(given, sized, in_job),
         queue=given.plain("queue"),
@@ -266,17 +267,8 @@ def _request(
         ranks_per_node=sized.ranks_per_node if counted and (not own or given.flag("procs-per-node")) else None,
         gpus_per_node=sized.gpus_per_node if system.described("gpus_per_node") and not own else None,
         extra=tuple(argument for argument in arguments if argument not in in_step),
-        step=(*_of_system(system, scheduler, sized.ranks_per_node), *in_step),
+        step=(*(known for known in of_system if known[0] not in _OF_RANKS), *in_step),
     )
-
-
-def _of_system(system: System, scheduler: Scheduler, ranks: int) -> list[Argument]:
-    """The arguments that a system wants for what starts programs on it."""
-    return [
-        (one.key, one.value(ranks) if callable(one.value) else one.value)
-        for one in system.arguments
-        if one.scheduler == scheduler.name and one.key not in _OF_RANKS
-    ]
 
 
 def _check_request(given: Values, request: AllocationRequest, scheduler: Scheduler, environ: Mapping[str, str]) -> None:

@@ -50,6 +50,8 @@ class Start(NamedTuple):
     """What it reads on its stdin."""
     explain: Explain | None = None
     held: Held | None = None
+    tidy: Callable[[str], str] = str.strip
+    """Takes what says nothing of a failure out of its last words."""
 
 
 @dataclass
@@ -65,6 +67,7 @@ class AgentProcess:
     said: bytes = b""
     cancel: Callable[[], None] | None = None
     """As ``Held`` has it."""
+    tidy: Callable[[str], str] = str.strip
     open: bool = True
     joined: set[int] = field(default_factory=set)
     """Hosts whose agent has ever connected."""
@@ -89,7 +92,7 @@ class AgentProcess:
         os.set_blocking(process.stderr.fileno(), False)
         pidfd = os.pidfd_open(process.pid)
         said, cancel = (held.said, held.cancel) if held else (b"", None)
-        return cls(command.hosts, process, pidfd, what.explain, said, cancel)
+        return cls(command.hosts, process, pidfd, what.explain, said, cancel, what.tidy)
 
     @property
     def stderr(self) -> int:
@@ -187,7 +190,7 @@ class AgentProcess:
 
     def words(self) -> str:
         """What it has said on stderr."""
-        return self.said.decode(errors="replace").strip()
+        return self.tidy(self.said.decode(errors="replace"))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
