@@ -11,6 +11,7 @@ import pytest
 
 import zlaunch
 from zlaunch.backends import schedulers
+from zlaunch.backends.scheduler import Job as InJob
 from zlaunch.backends.scheduler import Launch, Nodes
 from zlaunch.cli import batch, papers
 from zlaunch.cli.grammar import UsageError, split
@@ -165,3 +166,49 @@ def test_whose_gpus_it_is_for() -> None:
 )
 def test_how_long_a_job_may_still_run(name: str, answer: str, seconds: float | None) -> None:
     assert schedulers.of(name).left(answer) == seconds
+
+
+def test_whose_job_we_are_in_and_who_is_there(tmp_path: Path) -> None:
+    nowhere = {"PATH": "/nowhere"}
+    slurm_job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    assert schedulers.here(nowhere) == ("none", "")
+    assert schedulers.here({**nowhere, **slurm_job}) == ("slurm", "7")
+    assert schedulers.here({**nowhere, **slurm_job, "FLUX_URI": "local:///run/flux"}) == ("flux", "local:///run/flux")
+    assert schedulers.here({**nowhere, "LSB_JOBID": "3", "LSB_MCPU_HOSTS": "a 4 b 4 "}) == ("lsf", "3")
+    for program in ("bsub", "flux"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    assert schedulers.here({"PATH": str(tmp_path)}) == ("lsf", "")  # no broker listens
+    assert schedulers.here({"PATH": str(tmp_path), "FLUX_URI": "local:///x"})[0] == "flux"
+
+
+def test_coral_jobs_begin_on_a_host_that_is_no_node() -> None:
+    lsf = schedulers.of("lsf")
+    hosts = {"LSB_JOBID": "3", "LSB_MCPU_HOSTS": "n1 1 n2 42 n3 42 "}
+    assert lsf.job_in(hosts) == InJob("3", "n1 n2 n3", 3)
+    assert lsf.job_in({**hosts, "CSM_ALLOCATION_ID": "9"}) == InJob("3", "n2 n3", 2)
+    assert lsf.job_in({**hosts, "LSB_MCPU_HOSTS": "batch5 1 n2 42 "}) == InJob("3", "n2", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "asked", "step"),
+    [
+        ("", "", "--mpibind=off --gpu-bind=none"),
+        ("-x --gpu-bind=closest", "--gpu-bind=closest", "--mpibind=off --gpu-bind=closest"),
+        ("-x~--gpu-bind", "", "--mpibind=off"),
+        ("-x --mpi=pmix", "", "--mpibind=off --gpu-bind=none --mpi=pmix"),
+        ("-x --comment=a -x --comment=b", "--comment=a --comment=b", "--mpibind=off --gpu-bind=none"),
+        ("-x --no-kill=off", "--no-kill=off", "--mpibind=off --gpu-bind=none"),
+    ],
+)
+def test_where_arguments_of_the_schedulers_own_go(line: str, asked: str, step: str) -> None:
+    request = made(f"--scheduler slurm -N 2 -n 2 {line} -- train.py").request
+    slurm = schedulers.of("slurm")
+    words = slurm.words(request, {})
+    assert [word for word in words if word.startswith(("--gpu-bind", "--comment", "--no-kill="))] == asked.split()
+    command = slurm.agents(Nodes("1", ("a", "b")), Launch("python"), request.step, {})
+    usual = slurm.agents(Nodes("1", ("a", "b")), Launch("python"), (), {})
+    said = [word for word in command.argv if word not in usual.argv]
+    assert sorted(said) == sorted(step.split())
+    inside = made(f"-n 2 {line} -- train.py", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n[1-2]").request
+    assert inside.extra == ()

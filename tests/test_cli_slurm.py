@@ -173,7 +173,11 @@ def test_what_has_no_effect_is_told() -> None:
         ("--hosts a -g 4 train.py", "-g finds the number of hosts, and --hosts names them", ""),
         ("--local --scheduler slurm train.py", "--local means this machine", ""),
         ("--local --bg train.py", "--bg needs a scheduler, and --local means this machine", ""),
-        ("-p scheduler=pbs train.py", "-p scheduler=pbs: zlaunch does not know it", "flux, lsf"),
+        (
+            "-p scheduler=pbs train.py",
+            "-p scheduler=pbs: zlaunch does not know how",
+            "there are none, flux, slurm, lsf",
+        ),
         ("-p gpus=8 train.py", "there is no gpus parameter", "gpus_per_node"),
         (f"{GPU_NODE} -g 8 train.py", "-g 8: 2 hosts are needed, and this machine is one", "--scheduler slurm"),
         ("-g 8 -n 2 train.py", "-g and -n exclude each other", ""),

@@ -28,7 +28,7 @@ def facts(*uuids: str) -> HostFacts:
 def on(host: str, p: str = "", here: HostFacts | None = None, gpu_arch: str = "") -> System:
     return describe(
         host, {}, queue=None, params=parse_params(p.split()), file={}, facts=here or facts(),
-        gpu_arch=gpu_arch, which=lambda name: None,
+        gpu_arch=gpu_arch,
     )  # fmt: skip
 
 

@@ -24,6 +24,9 @@ from types import ModuleType
 
 import pytest
 
+from zlaunch.backends.scheduler import Launch, Nodes, Scheduler
+from zlaunch.model import AllocationRequest
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -270,3 +273,22 @@ def run(command: list[str], here: Path, env: dict[str, str]) -> subprocess.Compl
         timeout=_COMMAND_TIME,
         check=False,
     )
+
+
+def test_the_fourth_scheduler_on_its_page_is_whole() -> None:
+    """One file is all that it takes; what it says of PBS nobody has tried."""
+    page = (DOCS / "howto" / "add-a-scheduler.md").read_text()
+    code = page.partition('```python\n"""Level 4')[2].partition("\n```")[0]
+    module = ModuleType("zlaunch.backends.pbs")
+    module.__package__ = "zlaunch.backends"
+    exec(compile('"""Level 4' + code, "pbs.py", "exec"), module.__dict__)
+    pbs: Scheduler = module.__dict__["Pbs"]()
+    assert {"name", "title", "submitter", "mark", "asked", "outputs"} <= vars(type(pbs)).keys()
+    request = AllocationRequest(nodes=2, ranks_per_node=4, minutes=90, dependency="afterok:12", name="a b")
+    words = " ".join(pbs.words(request, {}))
+    assert "select=2:" in words
+    assert "depend=afterok:12" in words
+    launch = Launch("/usr/bin/python3", None, "/home/me/launch")
+    assert pbs.hold(request, launch, {}).files.keys() == {"hold.sh", "job.sh", "agent.sh"}
+    assert "mpiexec" in pbs.agents(Nodes("1", ("a", "b")), launch, (), {}).argv[-1]
+    assert pbs.job_id("12.server\n") == "12.server"

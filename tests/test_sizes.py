@@ -15,7 +15,7 @@ from zlaunch.systems.sizes import Asked, Size, size
 def on(host: str, p: str = "", *, numa: int = 2, queue: str | None = None) -> System:
     facts = HostFacts(hostname=host, pid=1, cores=6, numa_domains=numa)
     params = parse_params(p.split())
-    return describe(host, {}, queue=queue, params=params, file={}, facts=facts, which=lambda name: None)
+    return describe(host, {}, queue=queue, params=params, file={}, facts=facts)
 
 
 def asked(system: System, **words: Any) -> tuple[int | None, int]:

@@ -1,4 +1,4 @@
-"""What a machine is: control groups, NUMA, GPUs, schedulers, laid out as files and values."""
+"""What a machine is: control groups, NUMA, GPUs, laid out as files and values."""
 
 import os
 import subprocess
@@ -12,7 +12,6 @@ from zlaunch.model import Gpu
 from zlaunch.systems.detect import facts, torch_version
 from zlaunch.systems.gpus import select, visible_gpus
 from zlaunch.systems.limits import numa_domains, parse_cpu_list, usable_cores, usable_memory
-from zlaunch.systems.scheduler import scheduler
 
 MASK = len(os.sched_getaffinity(0))
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
@@ -223,16 +222,6 @@ def test_amd_hides_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     hidden = {"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}
     assert [gpu.index for gpu in visible_gpus({}, tmp_path)] == [0, 1, 2]
     assert visible_gpus(hidden, tmp_path) == (Gpu(2, "Instinct", 64 << 30, "uuid-2"),)
-
-
-def test_schedulers_by_allocation_and_by_program() -> None:
-    def no_program(name: str) -> None:
-        return None
-
-    assert scheduler({}, no_program) == ("none", "")
-    assert scheduler({"SLURM_JOB_ID": "7"}, no_program) == ("slurm", "7")
-    assert scheduler({"SLURM_JOB_ID": "7", "FLUX_JOB_ID": "f2"}, no_program) == ("flux", "f2")
-    assert scheduler({}, lambda name: "/usr/bin/bsub" if name == "bsub" else None) == ("lsf", "")
 
 
 def test_the_facts_of_this_machine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .backends import SCHEDULERS
 from .errors import LaunchError
 from .model import HostFacts, HostPlan
 from .systems.hosts import check_names
@@ -63,10 +64,10 @@ def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:
     if isinstance(hostnames, str):
         if hostnames in ("auto", "local"):
             return (HostPlan(0, "localhost", 0),)
-        words = "a list of names, 'auto', 'local', 'slurm', 'lsf' or 'flux'"
-        raise ValueError(f"hostnames is {hostnames!r}; it is {words}")
+        words = ", ".join(map(repr, SCHEDULERS))
+        raise ValueError(f"hostnames is {hostnames!r}; it is a list of names, 'auto', 'local' or a scheduler: {words}")
     names = list(hostnames)
-    if len(names) == 1 and names[0] in ("auto", "local", "slurm", "lsf", "flux"):
+    if len(names) == 1 and names[0] in ("auto", "local"):
         return hosts_of(names[0])  # as a command line's parser gives it
     if not names:
         raise ValueError("hostnames is an empty list")

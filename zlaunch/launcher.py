@@ -69,8 +69,10 @@ class Launcher:
     """Where functions, scripts and programs run, and how.
 
     Attributes:
-        hostnames: ``"auto"`` and ``"local"`` are this machine; or a list of names or addresses, each of which is
-            reached by ``ssh`` unless it means this machine: ``["node1", "me@node2", "localhost"]``.
+        hostnames: ``"local"`` is this machine; ``"slurm"``, ``"flux"`` and ``"lsf"`` are nodes of theirs: of the job
+            that we are in, or of one that is asked for; ``"auto"`` the nodes of the job that we are in, or this
+            machine. Or a list of names or addresses, each of which is reached by ``ssh`` unless it means this machine:
+            ``["node1", "me@node2", "localhost"]``.
         workers_per_host: ranks per host: a number, one per host, ``"gpu"`` (one per GPU), ``"cpu"`` (the usable cores)
             or ``"auto"`` (one per GPU; without any, one per NUMA domain).
         backend: the process group that is made before a function and destroyed after it. ``"auto"``: nccl where there

@@ -53,6 +53,7 @@ class Flux(Scheduler):
     name, title, submitter, mark = "flux", "Flux", "flux", "# flux:"
     asked = "flux jobs -a {}"
     aliases: ClassVar[Mapping[str, str]] = {"-N": "--nodes", "-q": "--queue", "-B": "--bank", "-t": "--time-limit"}
+    outputs = frozenset(("--output", "--error"))
     sets: ClassVar[Mapping[str, str]] = {"FLUX_F58_FORCE_ASCII": "1"}
     patterns: ClassVar[Mapping[str, str]] = {
         "Operation not permitted": "only the owner of a Flux instance may start programs in it"
@@ -111,7 +112,7 @@ class Flux(Scheduler):
 
     def state(self, answer: str) -> State | None:
         word, _, result = answer.strip().partition(" ")
-        return State(word, result.strip(), word == "INACTIVE", result.strip() == "TIMEOUT") if word else None
+        return State(word, result.strip(), word == "RUN", word == "INACTIVE") if word else None
 
     def left_argv(self, job: str) -> tuple[str, ...]:
         return ("flux", "job", "timeleft", *([job] if re.fullmatch(_ID, job) else []))

@@ -44,6 +44,7 @@ class Lsf(Scheduler):
 
     name, title, submitter, mark = "lsf", "LSF", "bsub", "#BSUB"
     asked = "bjobs {}"
+    outputs = frozenset(("-o", "-oo", "-e", "-eo"))
     of_steps = frozenset(("--bind", "--smpiargs"))
     reads_script, stdin_is_link = True, False
     chatter = re.compile(r"<<(Waiting for dispatch|Starting on)|Job <\d+> is submitted")
@@ -81,8 +82,8 @@ class Lsf(Scheduler):
     def _start(self, launch: Launch, step: Sequence[Option], environ: Mapping[str, str], count: str, hosts: str) -> str:
         """In a shell: keep the line in a file, and start the agents; ``count`` and ``hosts`` as the shell has them."""
         folder = shlex.quote(launch.folder)
-        if _is_coral(environ):
-            argv = f"jsrun --nrs={count} {shlex.join(flat(merged(_JSRUN, step, {})))}"
+        if _is_coral(environ):  # where jsrun ends at once in an environment with a TMPDIR
+            argv = f"env -u TMPDIR jsrun --nrs={count} {shlex.join(flat(merged(_JSRUN, step, {})))}"
         else:
             argv = f"blaunch {shlex.join(flat(merged([('-n', None)], step, {})))} -z {hosts}"
         # LSF's warning of a time limit is for zlaunch: it would end blaunch, and that all agents, before their ranks.
@@ -101,7 +102,8 @@ class Lsf(Scheduler):
         word, _, code = answer.strip().partition("^")
         if not re.fullmatch(r"[A-Z]+", word):
             return None  # Job <1> is not found
-        return State(word, f"status {code}" if code.isdecimal() else "", word in ("DONE", "EXIT", "ZOMBI"))
+        why = f"status {code}" if code.isdecimal() else ""
+        return State(word, why, word == "RUN", word in ("DONE", "EXIT", "ZOMBI"))
 
     def left_argv(self, job: str) -> tuple[str, ...]:
         return ("bjobs", "-noheader", "-o", "time_left", job)

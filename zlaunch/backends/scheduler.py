@@ -53,9 +53,8 @@ class State(NamedTuple):
     """The scheduler's own."""
     why: str = ""
     """Why it is not another one, where that is told."""
+    runs: bool = False
     over: bool = False
-    timed_out: bool = False
-    """Whether its time limit ended it."""
 
     def __str__(self) -> str:
         return f"{self.word} ({self.why})" if self.why else self.word
@@ -107,6 +106,8 @@ class Scheduler(ABC):
     """What a person types to see where a job stands, with ``{}`` for its id."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of arguments that we set ourselves, and the ones that we write."""
+    outputs: ClassVar[frozenset[str]]
+    """Arguments by which a batch job's output goes elsewhere."""
     of_steps: ClassVar[frozenset[str]] = frozenset()
     """Arguments that only the command which starts programs within a job understands."""
     stdin_is_link: ClassVar[bool] = True
@@ -255,16 +256,21 @@ class Scheduler(ABC):
 def merged(options: Sequence[Option], extra: Sequence[Option], aliases: Mapping[str, str]) -> list[Option]:
     """The user's own arguments win over ours of the same name, and one with ``~`` before it only removes.
 
-    Each stands where that of its name stood; a new one comes last.
+    The first stands where ours of its name stood; a new one comes last, and so do more of one name: whether the last of
+    them counts, or all do, is the scheduler's to say.
     """
     kept = list(options)
+    theirs: set[str] = set()
     for name, value in extra:
         long = aliases.get(name.lstrip("~"), name.lstrip("~"))
-        places = [i for i, (other, _) in enumerate(kept) if other == long]
+        places = [i for i, (other, _) in enumerate(kept) if other == long and long not in theirs]
         at = places[0] if places else len(kept)
-        kept = [option for option in kept if option[0] != long]
-        if not name.startswith("~"):
+        if name.startswith("~"):
+            kept = [option for option in kept if option[0] != long]
+        else:
+            kept = [option for i, option in enumerate(kept) if i not in places]
             kept.insert(at, (long, value))
+            theirs.add(long)
     return kept
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 
-from .flux import Flux
-from .lsf import Lsf
+from . import SCHEDULERS
 from .scheduler import Job, Scheduler
-from .slurm import Slurm
 
-TABLE: dict[str, Scheduler] = {one.name: one for one in (Flux(), Slurm(), Lsf())}
-"""By name. Flux comes first: it often runs within a job of another one, and then it is who knows the nodes."""
+
+def _load(name: str) -> Scheduler:
+    module = import_module(f".{name}", __package__)
+    (found,) = (one for one in Scheduler.__subclasses__() if one.__module__ == module.__name__)
+    return found()
+
+
+TABLE: dict[str, Scheduler] = {name: _load(name) for name in SCHEDULERS}
+"""By name."""
 
 
 def of(name: str) -> Scheduler:
@@ -27,3 +33,11 @@ def job_in(environ: Mapping[str, str]) -> tuple[Scheduler, Job] | None:
 def configured(environ: Mapping[str, str]) -> Scheduler | None:
     """The scheduler whose commands are here; ``None`` where there is none."""
     return next((one for one in TABLE.values() if one.is_configured(environ)), None)
+
+
+def here(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The name of the scheduler whose job we are in, and the job's id; else of the configured one, or ``none``."""
+    if found := job_in(environ):
+        return found[0].name, found[1].id
+    one = configured(environ)
+    return (one.name if one else "none"), ""

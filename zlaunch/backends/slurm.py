@@ -51,6 +51,7 @@ class Slurm(Scheduler):
         "-p": "--partition",
         "-t": "--time",
     }
+    outputs = frozenset(("-o", "--output", "-e", "--error"))
     of_steps = frozenset(("--mpi", "--cpu-bind", "--kill-on-bad-exit", "--overlap", "--label", "--mpibind", "--exact"))
     unset = (
         *("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"),  # of both kinds: a fatal error
@@ -110,7 +111,7 @@ class Slurm(Scheduler):
 
     def state(self, answer: str) -> State | None:
         word, _, why = answer.strip().partition("|")
-        return State(word, "" if why == "None" else why, word in _OVER, word == "TIMEOUT") if word else None
+        return State(word, "" if why == "None" else why, word == "RUNNING", word in _OVER) if word else None
 
     def left_argv(self, job: str) -> tuple[str, ...]:
         return ("squeue", "--noheader", f"--jobs={job}", "--format=%L")

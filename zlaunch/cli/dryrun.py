@@ -47,7 +47,7 @@ def describe(
         lines += ["", f"other hosts: their own environment, and on top {ours}"]
         lines += [] if scheduled else [f"  {_STDIN}"]
     for agent in plan.agents if scheduled else ():
-        lines += ["", f"{scheduled}: {shlex.join(agent.argv)}", "  their keys go to its stdin"]
+        lines += ["", f"{scheduled}: {shlex.join(agent.argv)}", f"  {_KEYS if agent.stdin_is_link else _KEPT}"]
         for path, text in agent.files.items():
             lines += ["", f"{path}:", *(f"  {line}".rstrip() for line in text.splitlines())]
     for host in plan.hosts:
@@ -62,6 +62,10 @@ def describe(
 
 
 _STDIN = "the agent's keys go to ssh's stdin; -R for a way back through ssh is added when the ports are known"
+
+
+_KEYS = "their keys go to its stdin"
+_KEPT = "their keys go to its stdin, and from there through a file that only you may read, in a folder of the run's own"
 
 
 def _size(plan: LaunchPlan) -> str:

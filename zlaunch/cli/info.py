@@ -7,13 +7,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from importlib import metadata
 
 import msgspec
 
 from .._version import __version__
+from ..backends import schedulers
 from ..model import HostFacts
 from ..systems.communication import arguments, as_words
 from ..systems.description import System, describe
@@ -21,7 +21,6 @@ from ..systems.detect import facts
 from ..systems.gpus import architecture
 from ..systems.known import COLLECTIVES, Setting
 from ..systems.params import PARAMETERS, DescriptionError
-from ..systems.scheduler import Scheduler, scheduler
 from ..systems.userfile import read_systems, systems_file
 from .grammar import UsageError
 
@@ -34,9 +33,9 @@ def info(as_json: bool) -> int:
     Raises:
         UsageError: the user's ``systems.toml`` cannot be meant.
     """
-    host, manager = facts(), scheduler(os.environ, shutil.which)
+    host, manager = facts(), schedulers.here(os.environ)
     gpu_arch = architecture() if host.gpus else ""
-    system = _system(host, gpu_arch)
+    system = _system(host, gpu_arch, manager[0])
     versions = {"python": host.python, "zlaunch": __version__, **{name: _version(name) for name in _PACKAGES}}
     if as_json:
         sys.stdout.write(json.dumps(_plain(host, manager, versions, gpu_arch, system), indent=2) + "\n")
@@ -45,12 +44,14 @@ def info(as_json: bool) -> int:
     return 0
 
 
-def _system(host: HostFacts, gpu_arch: str) -> System:
+def _system(host: HostFacts, gpu_arch: str, scheduler: str) -> System:
     try:
         file = read_systems(systems_file(os.environ))
     except DescriptionError as error:
         raise UsageError(error.message, error.hint) from None
-    return describe(host.hostname, os.environ, queue=None, params={}, file=file, facts=host, gpu_arch=gpu_arch)
+    return describe(
+        host.hostname, os.environ, queue=None, params={}, file=file, facts=host, gpu_arch=gpu_arch, scheduler=scheduler
+    )
 
 
 def _version(package: str) -> str:
@@ -61,7 +62,7 @@ def _version(package: str) -> str:
 
 
 def _plain(
-    host: HostFacts, manager: Scheduler, versions: dict[str, str], gpu_arch: str, system: System
+    host: HostFacts, manager: tuple[str, str], versions: dict[str, str], gpu_arch: str, system: System
 ) -> dict[str, object]:
     return {
         "hostname": host.hostname,
@@ -70,7 +71,7 @@ def _plain(
         "memory": host.memory,
         "gpus": msgspec.to_builtins(host.gpus),
         "gpu_arch": gpu_arch,
-        "scheduler": {"name": manager.name, "allocation": manager.allocation or None},
+        "scheduler": {"name": manager[0], "allocation": manager[1] or None},
         "system": _plain_system(system),
         "python": sys.executable,
         "versions": versions,
@@ -90,7 +91,7 @@ def _usual_ranks(system: System) -> int:
     return system.gpus_per_node or system.numa_domains or 1
 
 
-def _table(host: HostFacts, manager: Scheduler, versions: dict[str, str], gpu_arch: str, system: System) -> None:
+def _table(host: HostFacts, manager: tuple[str, str], versions: dict[str, str], gpu_arch: str, system: System) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -105,8 +106,8 @@ def _table(host: HostFacts, manager: Scheduler, versions: dict[str, str], gpu_ar
     for gpu in host.gpus:
         kind = f", {gpu_arch}" if gpu_arch else ""
         table.add_row("GPUs" if gpu is host.gpus[0] else "", f"{gpu.index}: {gpu.name}, {gibibytes(gpu.memory)}{kind}")
-    where = f", in allocation {manager.allocation}" if manager.allocation else ""
-    table.add_row("scheduler", manager.name + where)
+    name, job = manager
+    table.add_row("scheduler", f"{name}, in job {job}" if job else name)
     for head, words in _system_rows(system):
         table.add_row(head, words)
     table.add_row("python", f"{versions.pop('python')}  {sys.executable}")

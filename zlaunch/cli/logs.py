@@ -16,7 +16,7 @@ from ..surroundings import say
 from ..view.files import safe_name
 from .doorbell import reader_to_watch
 from .grammar import UsageError
-from .queues import RUNNING, Unreachable, cluster, find, look_at
+from .queues import Unreachable, cluster, find, look_at
 
 LOOK_EVERY = 0.2
 """Seconds between looks at a file that is followed; there may be a network between it and us, which tells no news."""
@@ -187,7 +187,7 @@ def _news(job: BatchJob, here: str) -> tuple[str, bool]:
         return str(error), False
     if state.over:
         return f"job {job.job} has ended: {state}", True
-    return "" if state.word in RUNNING else f"job {job.job} is {state}", False
+    return "" if state.runs else f"job {job.job} is {state}", False
 
 
 def _nothing(job: BatchJob, rank: str | None) -> int:

@@ -1,13 +1,15 @@
 """Level 6: the options of ``zlaunch run``, as one table. The grammar, the help and shell completion read it.
 
 It says how options are spelled and what they take, never what they mean: that is ``job``'s. Only light
-modules of the standard library may be imported here, since ``--help`` waits for them.
+modules may be imported here, since ``--help`` waits for them.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import NamedTuple
+
+from ..backends import SCHEDULERS
 
 
 class Takes(Enum):
@@ -38,6 +40,11 @@ class Option(NamedTuple):
     def key(self) -> str:
         """The name under which its values are kept: ``procs-per-node``."""
         return next((name[2:] for name in self.names if name.startswith("--")), self.names[0].lstrip("-"))
+
+
+_SCHEDULERS = tuple(
+    word for name in SCHEDULERS for word in (name, f"{name.upper() if len(name) == 3 else name.capitalize()}Scheduler")
+)
 
 
 def _flag(*names: str, says: str) -> Option:
@@ -110,10 +117,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "slurm, flux, lsf (or SlurmScheduler, ...): nodes of its; None, local or LocalScheduler: this machine. "
                 "Default: the nodes of the job that we are in; outside of one this machine, unless more is asked for "
                 "and a scheduler is configured here",
-                choices=(
-                    *("None", "local", "LocalScheduler", "flux", "FluxScheduler"),
-                    *("slurm", "SlurmScheduler", "lsf", "LSFScheduler"),
-                ),
+                choices=("None", "local", "LocalScheduler", *_SCHEDULERS),
             ),
             _flag("--standalone", says="as torchrun's: this machine (nothing else is needed)"),
             _flag("--save-hostlist", says="write the hosts to hpc_launcher_hostlist.txt"),

@@ -18,8 +18,6 @@ PATIENCE = 30.0
 """Seconds that a scheduler's command may take."""
 SIGNAL_PATIENCE = 5.0
 """Seconds for a signal: scancel tries again and again where the job is in no state to be sent one."""
-RUNNING = ("RUNNING", "RUN")
-"""States in which a job's script runs."""
 _UNKNOWN = re.compile(r"invalid job ?id|is not found|job ?id \S+ unknown|unknown job|no such job", re.IGNORECASE)
 
 

@@ -6,22 +6,16 @@ import os
 import time
 
 from .. import registry
+from ..backends import schedulers
 from ..surroundings import say
 from .job import Job
 from .papers import Papers
 from .queues import cluster
 
-_OUTPUTS = {
-    "slurm": ("-o", "--output", "-e", "--error"),
-    "flux": ("--output", "--error"),
-    "lsf": ("-o", "-oo", "-e", "-eo"),
-}
-"""Arguments of the user's own by which a job's output goes elsewhere."""
-
 
 def remember(job: Job, papers: Papers, number: str) -> None:
     """For ``zlaunch ps``, ``logs`` and ``stop``. The job is submitted, and no disk can change that."""
-    outputs = _OUTPUTS.get(job.scheduler, ())
+    outputs = schedulers.of(job.scheduler).outputs
     own = papers.own is not None
     elsewhere = own or any(name.lstrip("~") in outputs for name, _ in job.request.extra)
     out, err = (None, None) if elsewhere else papers.outputs()

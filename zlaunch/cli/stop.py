@@ -14,7 +14,7 @@ from ..backends.scheduler import State
 from ..registry import BatchJob
 from ..surroundings import say
 from .grammar import UsageError
-from .queues import RUNNING, UNKNOWN, Unreachable, cancel, cluster, find, look_at, state, title, warn
+from .queues import UNKNOWN, Unreachable, cancel, cluster, find, look_at, state, title, warn
 
 MARGIN = 10.0
 """Seconds that zlaunch may take beyond the grace period of its ranks, to say what became of them."""
@@ -78,7 +78,7 @@ class _Stopping:
 
     def end(self, now: State, grace: float | None) -> State:
         """End it; where it stands at last. Raises Unreachable."""
-        if self.known and not self.known.own and now.word in RUNNING and grace != 0:
+        if self.known and not self.known.own and now.runs and grace != 0:
             allowed = self.known.grace
             patience = allowed + MARGIN if grace is None else grace
             ranks = f"its ranks get SIGTERM, and SIGKILL after {allowed:g} s; stop it once more to kill now"

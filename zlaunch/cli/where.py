@@ -122,6 +122,7 @@ class Here:
                 file=read_systems(systems_file(self._environ)),
                 facts=self.facts,
                 gpu_arch=architecture() if self.facts.gpus else "",
+                scheduler=schedulers.here(self._environ)[0],
             )
         return self._system
 
@@ -174,8 +175,9 @@ def _said(given: Values, here: Here) -> str:
     if word:
         return SCHEDULERS[word.text.lower()]
     name = str(here.params.get("scheduler", ""))
-    if name == "pbs":
-        raise UsageError(f"-p scheduler={name}: zlaunch does not know it", "there are slurm, flux, lsf and none")
+    if name not in ("", "none", *schedulers.TABLE):
+        known = ", ".join(schedulers.TABLE)
+        raise UsageError(f"-p scheduler={name}: zlaunch does not know how to use it", f"there are none, {known}")
     return name
 
 
@@ -253,8 +255,12 @@ def _request(
     minutes = given.minutes("time-limit")
     counted = isinstance(sized.workers, int)
     own = given.flag("batch-script")  # whose directives hold but for what was said
-    in_step = [argument for argument in arguments if in_job or argument[0].lstrip("~") in scheduler.of_steps]
+    in_step = [one for one in arguments if in_job or one[0].lstrip("~") in scheduler.of_steps]
     of_system = communication.arguments(system, sized.ranks_per_node, scheduler.name)
+    known = {name for name, _ in of_system} - _OF_RANKS
+    said = {name.lstrip("~") for name, _ in arguments}
+    step = [one for one in of_system if one[0] in known - said]
+    step += [one for one in arguments if one in in_step or one[0].lstrip("~") in known]
     return AllocationRequest(
         nodes=_nodes(given, sized, in_job),
         queue=given.plain("queue"),
@@ -267,7 +273,7 @@ def _request(
         ranks_per_node=sized.ranks_per_node if counted and (not own or given.flag("procs-per-node")) else None,
         gpus_per_node=sized.gpus_per_node if system.described("gpus_per_node") and not own else None,
         extra=tuple(argument for argument in arguments if argument not in in_step),
-        step=(*(known for known in of_system if known[0] not in _OF_RANKS), *in_step),
+        step=tuple(step),
     )
 
 

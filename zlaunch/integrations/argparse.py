@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
+from ..backends import SCHEDULERS
 from ..launcher import Launcher
 
-_HOST_WORDS = ("auto", "local", "slurm", "lsf", "flux")
+_HOST_WORDS = ("auto", "local", *SCHEDULERS)
 _WORKER_WORDS = ("auto", "gpu", "cpu")
 
 

@@ -6,14 +6,12 @@ What is said later wins: what was detected here, the table of known systems, the
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from .known import FAMILIES, KNOWN, Argument, Known, Node, Setting
 from .params import PARAMETERS, Value
-from .scheduler import scheduler
 from .userfile import OwnSystem
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ def describe(
     file: Mapping[str, OwnSystem],
     facts: HostFacts,
     gpu_arch: str = "",
-    which: Callable[[str], str | None] | None = None,
+    scheduler: str = "none",
 ) -> System:
     """The system that a job from here runs on.
 
@@ -90,12 +88,12 @@ def describe(
         file: from ``userfile.read_systems``.
         facts: what was detected here: the whole answer for a system that nobody knows.
         gpu_arch: the architecture of the GPUs here, from ``gpus.architecture``.
-        which: finds a program; by default in ``environ``'s PATH.
+        scheduler: the one that is here.
     """
     own = next((one for name in _own_names(hostname, environ) for one in file.values() if name in one.hosts), None)
     name = own.name if own else next((name for name in _names(hostname, environ) if name in KNOWN), "")
     queue = queue or next((environ[key] for key in _QUEUE_OF_OUR_JOB if environ.get(key)), None)
-    system = _detected(environ, facts, gpu_arch, which)
+    system = _detected(facts, gpu_arch, scheduler)
     if name in KNOWN:
         system = _from_table(system, name, KNOWN[name], queue)
     if own:
@@ -128,12 +126,7 @@ def _own_names(hostname: str, environ: Mapping[str, str]) -> list[str]:
 # --- layer by layer -----------------------------------------------------------------------------------------
 
 
-def _detected(
-    environ: Mapping[str, str], facts: HostFacts, gpu_arch: str, which: Callable[[str], str | None] | None
-) -> System:
-    def on_path(program: str) -> str | None:
-        return shutil.which(program, path=environ.get("PATH"))
-
+def _detected(facts: HostFacts, gpu_arch: str, scheduler: str) -> System:
     return System(
         name="",
         source="detected",
@@ -143,7 +136,7 @@ def _detected(
         gpu_arch=gpu_arch if facts.gpus else "",
         mem_per_gpu=gigabytes(min((gpu.memory for gpu in facts.gpus), default=0)),
         numa_domains=facts.numa_domains,
-        scheduler=scheduler(environ, which or on_path).name,
+        scheduler=scheduler,
         detected=tuple(PARAMETERS),
     )
 
