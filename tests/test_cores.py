@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from zlaunch import events as ev
+from zlaunch.agent import happenings as agent_on
 from zlaunch.model import FateKind
 from zlaunch.protocol import messages as m
 from zlaunch.supervisor import happenings as on
@@ -121,8 +122,6 @@ def test_stop_that_overtakes_the_fork_still_reaches_the_rank() -> None:
     pair.submit(order("r", pair))
     pair.feed(on.Cancelled("r"))
     assert not pair.ended
-    from zlaunch.agent import happenings as agent_on
-
     pair.hosts[0].feed(agent_on.RankForked(("r", 0), 0, 4242))
     assert pair.hosts[0].signals == [(0, signal.SIGTERM)]
     assert pair.ended[0].outcome == "cancelled"
@@ -240,8 +239,6 @@ def test_closing_ends_everything() -> None:
 
 
 def test_orphaned_agent_gives_its_ranks_two_seconds() -> None:
-    from zlaunch.agent import happenings as agent_on
-
     pair = connected(2)
     host = pair.hosts[0]
     host.ignores_sigterm = {1}
@@ -251,6 +248,35 @@ def test_orphaned_agent_gives_its_ranks_two_seconds() -> None:
     assert host.left is None
     pair.advance(2.01)
     assert host.signals[-1] == (1, signal.SIGKILL)
+    assert host.left == 1
+
+
+def test_an_agent_that_is_told_to_end_gives_its_ranks_what_the_supervisor_says() -> None:
+    pair = connected(2)
+    host = pair.hosts[0]
+    host.ignores_sigterm = {1}
+    pair.submit(order("r", pair, grace=7))
+    host.feed(agent_on.SupervisorLost("told to end by SIGTERM", is_there=True))
+    assert host.signals == [(0, signal.SIGTERM), (1, signal.SIGTERM)]
+    pair.advance(6.5)
+    assert host.left is None
+    pair.advance(1)
+    assert host.signals[-1] == (1, signal.SIGKILL)
+    assert host.left == 1
+    assert pair.ended[0].outcome == "lost"
+
+
+def test_and_two_seconds_where_there_is_none_any_more() -> None:
+    pair = connected(2)
+    host = pair.hosts[0]
+    host.ignores_sigterm = {1}
+    pair.submit(order("r", pair, grace=100))
+    host.feed(agent_on.SupervisorLost("told to end by SIGTERM", is_there=True))
+    pair.advance(5)
+    host.feed(agent_on.SupervisorLost("no heartbeat"))
+    pair.advance(1.9)
+    assert host.left is None
+    pair.advance(0.2)
     assert host.left == 1
 
 

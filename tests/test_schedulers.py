@@ -241,7 +241,10 @@ def test_lsfs_warning_is_the_end_of_the_time(lsf_cluster: Lsf, tmp_path: Path, m
 
 REQUEUED = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saves", flush=True)))
+def last_words(*_):
+    time.sleep(3)  # longer than ranks have whose supervisor is gone
+    sys.exit(print("saved", flush=True))
+signal.signal(signal.SIGTERM, last_words)
 print("there", os.environ.get("SLURM_RESTART_COUNT"), flush=True)
 time.sleep(0 if "SLURM_RESTART_COUNT" in os.environ else 600)
 """
@@ -258,7 +261,8 @@ def test_a_job_that_is_put_back_into_the_queue_begins_again(fresh_slurm: Slurm, 
     slurm.ask("scontrol", "requeue", job)
     slurm.wait(job, "PENDING")
     revoked = int(time.time())
-    assert out.read_text().count("saves") > 0
+    until(lambda: out.read_text().count("saved") > 0, "the ranks' last words")
+    slurm.ready()
     until(lambda: int(time.time()) > revoked + 1, "Slurm takes what it has revoked in the same second for the new one")
     slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # it would be held for two minutes
     assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED"

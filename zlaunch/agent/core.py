@@ -22,6 +22,9 @@ from .rank import Rank, fate_of, verdict
 ORPHAN_GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL where the supervisor is gone."""
 
+WARNED_GRACE = 30.0
+"""The same where a scheduler has told us to end, which kills us after as long (Slurm's KillWait), or sooner. A supervisor
+that is there shortens it to the step's own."""
 KILL_PATIENCE = 5.0
 """Seconds from SIGKILL to the moment when a rank that has not died (one that hangs in a driver) is given up."""
 
@@ -283,12 +286,13 @@ class AgentCore(Struct):
 
     def _orphaned(self, event: on.SupervisorLost, now: float) -> list[do.Effect]:
         if self.leaving != "no":
-            return []
+            again = self.leaving == "orphaned" and not event.is_there
+            return self._stop(self.step.key, ORPHAN_GRACE, now) if again and self.step else []
         self.leaving = "orphaned"
         farewell: list[do.Effect] = [do.Send(m.Leaving(event.reason))]
         if self.step is None:
             return farewell + self._leave()
-        return farewell + self._stop(self.step.key, ORPHAN_GRACE, now)
+        return farewell + self._stop(self.step.key, WARNED_GRACE if event.is_there else ORPHAN_GRACE, now)
 
     def _leave(self) -> list[do.Effect]:
         if self.leaving == "told":

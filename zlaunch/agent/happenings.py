@@ -109,9 +109,11 @@ class Sought(Struct, frozen=True):
 
 
 class SupervisorLost(Struct, frozen=True):
-    """The connection or stdin ended."""
+    """The connection or stdin ended, or somebody else told the agent to end."""
 
     reason: str
+    is_there: bool = False
+    """Whether the supervisor may still be there: it says then how long the ranks have."""
 
 
 class Tick(Struct, frozen=True):

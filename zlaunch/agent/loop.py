@@ -128,7 +128,7 @@ class AgentLoop:
         elif fd == self.signals:
             number = signal.Signals(os.read(fd, 1)[0])
             if number in ENDING:
-                self.post(on.SupervisorLost(f"told to end by {number.name}"))
+                self.post(on.SupervisorLost(f"told to end by {number.name}", is_there=True))
         elif fd == 0:
             if not os.read(0, 4096):
                 self.stdin_is_link = False
