@@ -37,6 +37,7 @@ LEVELS = {
     "cluster": 5,
     "access": 5,
     "allocation": 5,
+    "asking": 5,
     "registry": 5,
     "steps": 5,
     "launcher": 5,

@@ -142,7 +142,7 @@ class Access:
             connect_timeout=timeout,
         )
         nodes = self.allocation
-        held = Held(nodes.holder, nodes.said, nodes.cancel) if nodes and nodes.holder else None
+        held = Held(nodes.holder.process, nodes.holder.said, nodes.cancel) if nodes and nodes.holder else None
         return Start(command, bootstrap.to_line(), scheduler.explain, held, scheduler.tidy)
 
     def _command_for_all(self, hosts: Sequence[HostPlan], scheduler: Scheduler) -> AgentCommand:

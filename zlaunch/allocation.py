@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import shutil
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from .asking import Holder, answer
 from .backends import schedulers
-from .backends.scheduler import Command, Launch, Nodes, Refused, Scheduler, granted
+from .backends.scheduler import Command, Launch, Nodes, Refused, Scheduler
 from .errors import LaunchError
 from .model import AllocationRequest, HostPlan
 
-ASK_EVERY = 2.0
-"""Seconds between looks at a job that waits in the queue."""
-ANSWER_PATIENCE = 30.0
-"""Seconds that a scheduler's command may take; a controller that is away answers after 10 or so."""
 MOMENT = 1.0
-"""Seconds that a step gets at least, and that a command may take to end once its job has been cancelled."""
-RELEASE_PATIENCE = 10.0
-"""Seconds that a job of ours may take to end by itself, with its agents; then it is cancelled."""
+"""Seconds that a step gets at least."""
 
 
 @dataclass
@@ -39,10 +32,8 @@ class Allocation:
     """What starts, or has started to start, the agents there."""
     folder: str
     """With the files of the command; there is none where these are none."""
-    holder: subprocess.Popen[bytes] | None = None
-    """The command, where it has asked for the nodes: it gives them back when the agents have ended."""
-    said: bytes = b""
-    """What it has said on its stderr."""
+    holder: Holder | None = None
+    """The command as it runs, where it has asked for the nodes."""
     ends_at: float | None = None
     """When the job's time limit passes, by ``time.monotonic``."""
     _left: float = 0.0
@@ -89,7 +80,7 @@ class Allocation:
         with self._releasing:
             holder, self.holder = self.holder, None
             if holder is not None:
-                _end(self.scheduler, holder, self.nodes.job, granted=not self._cancelled)
+                holder.end(by_itself=not self._cancelled)
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -143,19 +134,19 @@ def allocate(
         return _timed(Allocation(scheduler, nodes, command, launch.folder))
     command = _asking(scheduler, request, launch, environ)
     _write(command, launch.folder)
+    holder = None
     try:
-        return _timed(_ask(scheduler, command, launch.folder, tell))
+        holder = Holder(scheduler, command)
+        return _timed(Allocation(scheduler, holder.wait(tell), command, launch.folder, holder))
     except BaseException:
+        if holder:
+            holder.end(by_itself=False)
         shutil.rmtree(launch.folder, ignore_errors=True)
         raise
 
 
 def _timed(nodes: Allocation) -> Allocation:
-    try:
-        nodes.look_at_the_clock()
-    except BaseException:
-        nodes.release()
-        raise
+    nodes.look_at_the_clock()
     return nodes
 
 
@@ -197,137 +188,3 @@ def _write(command: Command, folder: str) -> None:
     for name, text in command.files.items():
         with open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
             file.write(text)
-
-
-def _ask(scheduler: Scheduler, command: Command, folder: str, tell: Callable[[str], None]) -> Allocation:
-    """Ask for nodes and wait until they are there, however long the queue is.
-
-    Raises:
-        LaunchError: the scheduler refuses, is not there, or takes the job away again.
-        BaseException: what interrupts the wait; the request is given up first.
-    """
-    try:
-        holder = subprocess.Popen(
-            command.argv,
-            env=scheduler.environment(os.environ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C goes to us, and we give the request up
-            bufsize=0,
-        )
-    except OSError as error:
-        raise LaunchError(f"{command.argv[0]} could not be started: {error.strerror}; is this a login node?") from None
-    wait = _Wait(scheduler, holder, tell)
-    try:
-        nodes = wait.until_granted()
-        return Allocation(scheduler, nodes, command, folder, holder, bytes(wait.said))
-    except BaseException:
-        _end(scheduler, holder, wait.job, granted=False)
-        raise
-
-
-class _Wait:
-    """For nodes."""
-
-    def __init__(self, scheduler: Scheduler, holder: subprocess.Popen[bytes], tell: Callable[[str], None]) -> None:
-        self._scheduler, self._holder, self._tell = scheduler, holder, tell
-        self._printed = bytearray()
-        self.said = bytearray()
-        self._told = ""
-
-    @property
-    def job(self) -> str | None:
-        """The id of the job that we have asked for, once that is known."""
-        return self._scheduler.job_of((self.said + self._printed).decode(errors="replace"))
-
-    def until_granted(self) -> Nodes:
-        """Wait."""
-        assert self._holder.stdout is not None
-        assert self._holder.stderr is not None
-        streams = {self._holder.stdout.fileno(): self._printed, self._holder.stderr.fileno(): self.said}
-        ask_at = time.monotonic() + ASK_EVERY
-        while (nodes := granted(self._printed.decode(errors="replace"))) is None:
-            ready, _, _ = select.select(list(streams), (), (), max(0.0, ask_at - time.monotonic()))
-            for fd in ready:
-                data = os.read(fd, 65536)
-                streams[fd].extend(data)
-                if not data:
-                    del streams[fd]
-            if not streams:
-                self._refused()
-            if time.monotonic() >= ask_at:
-                self._tell_state()
-                ask_at = time.monotonic() + ASK_EVERY
-        return nodes
-
-    def _refused(self) -> None:
-        words = self._scheduler.explain_refusal((self.said + self._printed).decode(errors="replace"))
-        name, status = os.path.basename(str(self._holder.args[0])), self._holder.wait()  # type: ignore[index]
-        raise LaunchError(f"{self._scheduler.title} gave no nodes ({name} ended with status {status}):\n{words}")
-
-    def _tell_state(self) -> None:
-        """Say what the job waits for, where that is news."""
-        job = self.job
-        if job is None:
-            return
-        with suppress(LaunchError):
-            state = self._scheduler.state(answer(self._scheduler, self._scheduler.state_argv(job)))
-            text = f"{self._scheduler.title}'s job {job} is {state}"
-            if state and text != self._told:
-                self._tell(text)
-                self._told = text
-
-
-def answer(scheduler: Scheduler, argv: Sequence[str]) -> str:
-    """What a command of the scheduler's prints. Raises LaunchError."""
-    try:
-        done = subprocess.run(
-            argv,
-            env=scheduler.environment(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=ANSWER_PATIENCE,
-            check=False,
-        )
-    except OSError as error:
-        raise LaunchError(f"{argv[0]} could not be started: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise LaunchError(
-            f"{argv[0]} has not answered for {ANSWER_PATIENCE:g} s: is {scheduler.title}'s controller there?"
-        ) from None
-    if done.returncode:
-        raise LaunchError(f"{argv[0]} ended with status {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _end(scheduler: Scheduler, holder: subprocess.Popen[bytes], job: str | None, *, granted: bool) -> None:
-    """Let go, and see to it that the scheduler takes back what we have, or had asked for.
-
-    At the end of its stdin a job of ours ends by itself. One that is still in the queue reads nothing: it is cancelled.
-    A command that gives nodes back must not be signalled, nor find its stderr closed: it would keep them. One that
-    somebody has killed has given nothing back.
-    """
-    assert holder.stdin is not None
-    with suppress(OSError):
-        holder.stdin.close()
-    if job is None and holder.poll() is None:
-        os.killpg(holder.pid, signal.SIGTERM)
-    if not (granted and _has_ended(holder, RELEASE_PATIENCE) and holder.returncode >= 0):
-        if job is not None:
-            with suppress(LaunchError):
-                answer(scheduler, scheduler.cancel_argv(job))
-        if not _has_ended(holder, MOMENT):
-            os.killpg(holder.pid, signal.SIGKILL)
-            holder.wait()
-    for stream in (holder.stdout, holder.stderr):
-        if stream is not None:
-            stream.close()
-
-
-def _has_ended(holder: subprocess.Popen[bytes], patience: float) -> bool:
-    with suppress(subprocess.TimeoutExpired):
-        holder.wait(patience)
-    return holder.poll() is not None

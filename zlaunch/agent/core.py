@@ -23,8 +23,9 @@ ORPHAN_GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL where the supervisor is gone."""
 
 WARNED_GRACE = 30.0
-"""The same where a scheduler has told us to end, which kills us after as long (Slurm's KillWait), or sooner. A supervisor
+"""The same where a scheduler has told us to end, and kills us after as long (Slurm's KillWait), or sooner. A supervisor
 that is there shortens it to the step's own."""
+
 KILL_PATIENCE = 5.0
 """Seconds from SIGKILL to the moment when a rank that has not died (one that hangs in a driver) is given up."""
 

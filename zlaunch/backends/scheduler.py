@@ -227,10 +227,6 @@ class Scheduler(ABC):
         """Options as the words of a command line."""
         return flat(options)
 
-    def explain_refusal(self, said: str) -> str:
-        """What a command said that gave no nodes."""
-        return said.strip()
-
     # --- batch jobs -------------------------------------------------------------------------------------------------
 
     @abstractmethod

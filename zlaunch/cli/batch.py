@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from .._version import __version__
+from ..asking import call
 from ..backends import batch_script, schedulers
 from ..backends.scheduler import Refused, merged
+from ..errors import LaunchError
 from ..surroundings import say
 from .grammar import UsageError
 from .job import Job
@@ -42,21 +43,9 @@ def batch(job: Job, papers: Papers) -> int:
         return 0
     scheduler = schedulers.of(job.scheduler)
     try:
-        with open(stdin or os.devnull) as script:
-            done = subprocess.run(
-                argv,
-                stdin=script,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=PATIENCE,
-                check=False,
-                env=scheduler.environment(os.environ),
-            )
-    except OSError as error:
-        return _failed(f"{argv[0]} could not be started: {error.strerror}; is this a login node?")
-    except subprocess.TimeoutExpired:
-        return _failed(f"{argv[0]} has not answered for {PATIENCE:g} s: is {scheduler.title} there?")
+        done = call(scheduler, argv, PATIENCE, stdin)
+    except LaunchError as error:
+        return _failed(str(error))
     said, number = done.stderr.strip(), scheduler.job_id(done.stdout)
     if done.returncode:
         return _failed(f"{scheduler.title} takes no such job ({argv[0]} ended with status {done.returncode}):\n{said}")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 
 from .. import registry
+from ..asking import PATIENCE, call
 from ..backends import schedulers
 from ..backends.scheduler import Scheduler, State
 from ..backends.schedulers import TABLE
+from ..errors import LaunchError
 from ..registry import BatchJob
 from .grammar import UsageError
 
-PATIENCE = 30.0
-"""Seconds that a scheduler's command may take."""
 SIGNAL_PATIENCE = 5.0
 """Seconds for a signal: scancel tries again and again where the job is in no state to be sent one."""
 _UNKNOWN = re.compile(r"invalid job ?id|is not found|job ?id \S+ unknown|unknown job|no such job", re.IGNORECASE)
@@ -129,20 +128,9 @@ def look_at(job: BatchJob, here: str) -> tuple[BatchJob, State]:
 def _answer(argv: Sequence[str], table: Scheduler, patience: float = PATIENCE) -> str:
     """What a scheduler's command prints; nothing, where it says that it does not know the job. Raises Unreachable."""
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=patience,
-            check=False,
-            env=table.environment(os.environ),
-        )
-    except OSError as error:
-        raise Unreachable(f"{argv[0]} could not be started: {error.strerror}; is this a login node?") from None
-    except subprocess.TimeoutExpired:
-        raise Unreachable(f"{argv[0]} has not answered for {patience:g} s: is {table.title} there?") from None
+        done = call(table, argv, patience)
+    except LaunchError as error:
+        raise Unreachable(str(error)) from None
     if done.returncode and not _UNKNOWN.search(done.stderr + done.stdout):
         raise Unreachable(f"{argv[0]} ended with status {done.returncode}: {done.stderr.strip()}")
     return "" if done.returncode else done.stdout
