@@ -37,13 +37,16 @@ class Ears(logging.Handler):
         self.heard.put(record)
 
     def pids(self, count: int) -> dict[str, list[int]]:
-        """Wait until ``count`` ranks of ``far_steps.stay`` have said who they are; their pids there, by host."""
-        found: dict[str, list[int]] = {}
-        while sum(map(len, found.values())) < count:
+        """Wait until ``count`` ranks of ``far_steps.stay`` have said who they are; their pids there by rank, by host."""
+        said: dict[int, tuple[str, int]] = {}
+        while len(said) < count:
             record = self.heard.get(timeout=PATIENCE)
             words = record.getMessage().split()
             if words and words[0] == "here":
-                found.setdefault(record.hostname, []).append(int(words[2]))  # type: ignore[attr-defined]
+                said[int(words[1])] = record.hostname, int(words[2])  # type: ignore[attr-defined]
+        found: dict[str, list[int]] = {}
+        for _, (host, pid) in sorted(said.items()):
+            found.setdefault(host, []).append(pid)
         return found
 
 

@@ -19,6 +19,13 @@ def here() -> tuple[str, int, int]:
     return socket.gethostname(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def umask() -> int:
+    """What modes our files lack."""
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask
+
+
 def stay(deaf: bool = False) -> None:
     """Say who we are, and stay; ``deaf`` to SIGTERM."""
     if deaf:

@@ -69,8 +69,8 @@ class Site:
         """No job, and no process on any host."""
         until(lambda: self.jobs() == [], "the queue to be empty")
         bed = self.cluster.bed
-        left = {host: bed.processes(host) for host in bed.hosts if host not in but}
-        assert left == {host: [] for host in left}
+        for host in (host for host in bed.hosts if host not in but):
+            until(lambda host=host: bed.processes(host) == [], f"{host} is empty")  # type: ignore[misc]
 
 
 def of_slurm(slurm: Slurm) -> Site:
@@ -120,7 +120,7 @@ def of_lsf(lsf: Lsf) -> Site:
         lambda: _unfinished(lsf),
         ["bkill"],
         lambda job: _name_and_minutes(_bjobs(lsf, "job_name time_left", job), " L"),
-        lambda job: int(_bjobs(lsf, "exit_code", job)),
+        lambda job: int(_bjobs(lsf, "exit_code", job).replace("-", "0")),
     )
 
 

@@ -18,9 +18,12 @@ from typing import Any
 import pytest
 from bed.programs import until
 from bed.slurm import Slurm
+from sites import Site
 
+from zlaunch import registry
 from zlaunch.cli.logs import PIECE, Tail
 from zlaunch.cli.main import main
+from zlaunch.cli.run import ECHO
 
 ROOT = Path(__file__).parent.parent
 ZLAUNCH = [sys.executable, "-m", "zlaunch"]
@@ -160,10 +163,12 @@ def test_who_stops_waiting_has_stopped_the_job_and_may_say_so_again(user: User) 
     user.waits("d", "rank 0")
     with user.starts("stop", job) as stopping:
         user.waits("d", "asked to end")
+        soon = time.monotonic() + ECHO
         stopping.send_signal(signal.SIGINT)
         assert stopping.wait(10) == 130
         assert stopping.stderr is not None
         assert "nobody waits for it now" in stopping.stderr.read()
+    until(lambda: time.monotonic() > soon, "the end of what would pass for an echo")
     again = user.types("stop", job)  # before the 30 s are over: as a second Ctrl-C, it kills
     assert f"job {job} has ended: FAILED" in again.stderr
     assert exit_code(user.slurm, job) == "143:0"
@@ -192,6 +197,46 @@ def test_a_job_in_the_queue(user: User) -> None:
     nothing_is_left(user.slurm)
 
 
+def test_a_requeued_job_has_not_ended(user: User) -> None:
+    job = user.submits("-N", "1", "-n", "1", "-x", "--requeue", "-l", "d", command=["true"])
+    assert user.slurm.wait(int(job), "COMPLETED") == "COMPLETED"
+    assert user.jobs("-a")[job]["state"] == "COMPLETED"
+    user.slurm.ask("scontrol", "requeuehold", job)
+    assert user.jobs()[job]["over"] is False
+    (file,) = (user.home / "state/zlaunch/runs").iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "ended": 5.0, "word": "COMPLETED"}))
+    assert job not in user.jobs()  # that was long ago, and nobody asks any more
+    stopped = user.types("stop", job)
+    assert f"job {job} is " in stopped.stderr
+    assert f"job {job} has ended: CANCELLED" in stopped.stderr, stopped.stderr
+    assert user.slurm.state(int(job)) == "CANCELLED"
+    assert user.jobs("-a")[job]["state"] == "CANCELLED"
+    nothing_is_left(user.slurm)
+
+
+def test_a_job_that_its_script_has_sent_elsewhere(user: User) -> None:
+    """A second cluster is a long story: this sbatch says of one job that it has taken it there."""
+    fake = user.home / "bin/sbatch"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho '12;other'\n")
+    fake.chmod(0o755)
+    (user.home / "own.sh").write_text("#!/bin/sh\n#SBATCH -M other\n")
+    path = {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    assert user.types("run", "--scheduler", "slurm", "--batch-script", "own.sh", **path).stdout == "12\n"
+    stopped = user.types("stop", "12")
+    assert stopped.returncode == 125
+    assert "job 12 is of Slurm's cluster other, and this one is bed" in stopped.stderr
+
+
+def test_variables_for_a_script_of_the_users(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "own.sh").write_text('#!/bin/sh\nprintf "%s" "$A|$B" >own.txt\n')
+    value = "it's, 'a'\n$HOME"
+    words = ["--scheduler", site.scheduler, "--batch-script", "own.sh", "-N", "1", "--env", f"A={value}", "-x", "B=2"]
+    site.cluster.ask(*ZLAUNCH, "run", *words, env={"PYTHONPATH": str(ROOT)})
+    until(lambda: site.jobs() == [], "the end of the job")
+    assert (tmp_path / "own.txt").read_text() == f"{value}|2"
+
+
 def test_jobs_that_zlaunch_has_not_written(user: User) -> None:
     theirs = str(user.slurm.submit("--hold", "--wrap", "true"))
     refused = user.types("stop", theirs)
@@ -210,7 +255,7 @@ def test_jobs_that_zlaunch_has_not_written(user: User) -> None:
     assert user.jobs()[own]["name"] == "mine"
     output = user.types("logs", own)
     assert output.returncode == 2
-    assert f"slurm-{own}.out in {user.home}" in output.stderr
+    assert f"where Slurm puts it by itself: as a rule in a file in {user.home}" in output.stderr
     assert user.types("stop", own).returncode == 0
     nothing_is_left(user.slurm)
 
@@ -251,6 +296,65 @@ def test_a_registry_that_cannot_be_written_costs_no_submission(user: User) -> No
         assert "Not a directory" in done.stderr
         assert "Traceback" not in done.stderr
     user.slurm.ask("scancel", job)
+
+
+def remembered(**changes: object) -> None:
+    """A job that has ended long ago."""
+    there: dict[str, Any] = {"cluster": "", "name": "n", "folder": "/f", "argv": ("zlaunch",), "hostname": "h"}
+    there |= {"out": None, "err": None, "log_dir": None, "nodes": 1, "ranks": 1, "grace": 1.0, "own": False}
+    there |= {"scheduler": "slurm", "job": "1", "submitted": 1.0, "ended": 5.0, "word": "COMPLETED"}
+    Path(registry.folder()).mkdir(0o700, parents=True, exist_ok=True)
+    registry._write(registry.folder(), registry.BatchJob(**{**there, **changes}))
+
+
+def test_a_job_of_an_unknown_scheduler_is_its_own_trouble(capsys: pytest.CaptureFixture[str]) -> None:
+    remembered()
+    remembered(scheduler="pbs", job="2", submitted=0.5, ended=0.0)
+    assert main(["ps", "-a"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[:3] for line in printed.out.splitlines()[1:]] == [
+        ["2", "pbs", "unreachable"],
+        ["1", "slurm", "COMPLETED"],
+    ]
+    assert "no jobs of 'pbs' are known to zlaunch" in printed.err
+    remembered(submitted=1e300)
+    assert main(["ps", "-a", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [job["job"] for job in json.loads(printed.out)] == ["2"]
+    assert "left aside" in printed.err
+
+
+def test_a_job_that_another_scheduler_of_this_name_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bjobs = tmp_path / "bjobs"
+    bjobs.write_text("#!/bin/sh\nfor job; do :; done; [ $job = 2 ] && echo RUN^- || echo Job is not found >&2\n")
+    bjobs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for number in (1, 2):
+        remembered(scheduler="lsf", job=str(number), submitted=number, ended=0.0)
+    assert main(["ps"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[2] for line in printed.out.splitlines()[1:]] == ["unreachable", "RUN"]
+    assert "job 1 is not known to LSF here; it was submitted on h" in printed.err
+
+
+def test_nothing_that_is_remembered_does_anything_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "ours")
+    remembered(word="COM\x1b[31mX", why="\x9b2J", folder="/\x1b")
+    remembered(job="2", cluster="th\x1beirs", ended=0.0, folder="/\x1b")
+    for words in (["stop", "1"], ["ps", "-a"], ["logs", "1"], ["stop", "2"]):
+        main(words)
+    printed = capsys.readouterr()
+    assert "has ended already: COM?[31mX (?2J)" in printed.err
+    assert "cluster th?eirs" in printed.err
+    assert not re.search(r"[\x1b\x9b]", printed.out + printed.err)
 
 
 @pytest.mark.parametrize(

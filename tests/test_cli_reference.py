@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import zlaunch
@@ -17,6 +18,7 @@ from zlaunch.cli import batch, papers
 from zlaunch.cli.grammar import UsageError, split
 from zlaunch.cli.job import Job, job
 from zlaunch.model import AllocationRequest
+from zlaunch.protocol.bootstrap import Bootstrap
 from zlaunch.systems.interpreter import PACKAGE_ROOT
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -149,12 +151,12 @@ def test_whose_gpus_it_is_for() -> None:
 @pytest.mark.parametrize(
     ("name", "answer", "seconds"),
     [
-        ("slurm", "59\n", 59),
-        ("slurm", "1:30\n", 90),
-        ("slurm", "2:00:05\n", 7205),
-        ("slurm", "1-02:00:00\n", 93600),
-        ("slurm", "UNLIMITED\n", None),
-        ("slurm", "INVALID\n", None),
+        ("slurm", "12|59\n", 59),
+        ("slurm", "12|1:30\n", 90),
+        ("slurm", "12|2:00:05\n", 7205),
+        ("slurm", "11|7\n12|1-02:00:00\n13|8\n", 93600),
+        ("slurm", "12|UNLIMITED\n", None),
+        ("slurm", "12|INVALID\n", None),
         ("slurm", "", None),
         ("flux", "300\n", 300),
         ("flux", "4294967295\n", None),
@@ -165,7 +167,7 @@ def test_whose_gpus_it_is_for() -> None:
     ],
 )
 def test_how_long_a_job_may_still_run(name: str, answer: str, seconds: float | None) -> None:
-    assert schedulers.of(name).left(answer) == seconds
+    assert schedulers.of(name).left("12", answer) == seconds
 
 
 def test_whose_job_we_are_in_and_who_is_there(tmp_path: Path) -> None:
@@ -212,3 +214,24 @@ def test_where_arguments_of_the_schedulers_own_go(line: str, asked: str, step: s
     assert sorted(said) == sorted(step.split())
     inside = made(f"-n 2 {line} -- train.py", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n[1-2]").request
     assert inside.extra == ()
+
+
+def test_signs_of_slurm_say_nothing_of_a_node_of_flux() -> None:
+    """An instance of Flux may be in a job of Slurm's: all its agents would take themselves for the node that we are."""
+    assert schedulers.of("flux").environment({"SLURMD_NODENAME": "n1", "A": "1"}) == {
+        "A": "1",
+        "FLUX_F58_FORCE_ASCII": "1",
+    }
+
+
+def test_a_host_knows_itself_by_its_short_name_where_no_other_has_it() -> None:
+    def place(*places: str) -> str:
+        line = Bootstrap(
+            places=dict.fromkeys(places, msgspec.Raw(b"1")), template=None, stdin_is_link=True, connect_timeout=1
+        )
+        return line.place(["n1", "n1"])[0]
+
+    assert place("n1.x.org", "n2.x.org") == "n1.x.org"
+    assert place("n1", "n1.x.org") == "n1"
+    with pytest.raises(LookupError):
+        place("n1.x.org", "n1.y.org")

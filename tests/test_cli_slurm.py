@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import zlaunch
+from zlaunch.backends import batch_script
 from zlaunch.backends.slurm import Slurm
 from zlaunch.cli import papers
 from zlaunch.cli.grammar import UsageError, split
@@ -32,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text("raise SystemExit('it ran')\n")
+    (tmp_path / "own.sh").write_text("#!/bin/sh\n")
     return tmp_path
 
 
@@ -61,8 +64,8 @@ def configured(tmp_path: Path) -> dict[str, str]:
         ("", "--nodes=1 --ntasks-per-node=1 --job-name=train.py --no-kill"),
         ("-N 4 -n 8", "--nodes=4 --ntasks-per-node=8 --job-name=train.py --no-kill"),
         ("-n 2 -q debug -J trial", "--nodes=1 --ntasks-per-node=2 --job-name=trial --partition=debug --no-kill"),
-        ("-n 2 -t 480", "--nodes=1 --ntasks-per-node=2 --job-name=train.py --time=481 --no-kill"),
-        ("-n 2 -t 1.5", "--nodes=1 --ntasks-per-node=2 --job-name=train.py --time=3 --no-kill"),
+        ("-n 2 -t 480", "--nodes=1 --ntasks-per-node=2 --job-name=train.py --time=480 --no-kill"),
+        ("-n 2 -t 1.5", "--nodes=1 --ntasks-per-node=2 --job-name=train.py --time=2 --no-kill"),
         (
             "-n 1 --account ml --reservation dat --dependency afterok:1:2,afterany:3_4 --exclusive",
             "--nodes=1 --ntasks-per-node=1 --job-name=train.py --account=ml --reservation=dat "
@@ -204,6 +207,12 @@ def test_what_has_no_effect_is_told() -> None:
         ("--scheduler slurm --batch-script nope.sh", "--batch-script nope.sh: No such file", ""),
         ("--scheduler slurm --batch-script train.py", "its first line is not #!", ""),
         ("--scheduler slurm -l train.py -- train.py", "train.py: this is no folder", ""),
+        ("--scheduler slurm --bg -x -M=b train.py", "-x -M=b: a batch job is submitted to the cluster", "login node"),
+        ("--scheduler slurm --bg -x --clusters=b train.py", "-x --clusters=b: a batch job", ""),
+        ("--scheduler slurm --batch-script own.sh -x -Mb", "-x -Mb: a batch job", ""),
+        ("--scheduler slurm --batch-script own.sh --setup x", "--setup is about a script that zlaunch writes", "there"),
+        ("--scheduler slurm --batch-script own.sh -m x", "-m is about a script that zlaunch writes", ""),
+        ("--scheduler slurm --batch-script own.sh --err x", "--err is about a script that zlaunch writes", ""),
     ],
 )
 def test_what_is_refused(line: str, message: str, hint: str) -> None:
@@ -265,6 +274,79 @@ def test_scripts_are_as_they_were(
     assert text == golden.read_text()
 
 
+def test_arguments_for_what_starts_agents_are_said_in_the_job() -> None:
+    line = "-x --mpi=pmix -x --comment=hi -x~--mpibind -x --gpu-bind=closest -x --exact -x A=1"
+    bg = made(f"--scheduler slurm --bg -n 2 {line} train.py", LMOD_SYSTEM_NAME="matrix")
+    assert bg.papers is not None
+    inner = " ".join(bg.papers.command).partition(" run ")[2].partition(" --log-dir ")[0]
+    said = "-x --mpi=pmix -x ~--mpibind -x --gpu-bind=closest -x --exact --env A=1"
+    assert inner == f"--scheduler=slurm -n 2 {said}"
+    within = made(shlex.join(bg.papers.command).partition(" run ")[2], LMOD_SYSTEM_NAME="matrix", **IN_JOB)
+    assert within.request.step == bg.request.step
+    assert ("--mpi", "pmix") in within.request.step
+    assert ("A", "1") in within.env
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "flux", "lsf"])
+@pytest.mark.parametrize("odd", ["\n", "\r", "\x0b", "\u2028"])
+def test_a_name_that_would_be_more_than_one_line_of_a_script(
+    scheduler: str, odd: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", "--scheduler", scheduler, "--setup-only", "-n", "1"]
+    assert main([*words, "-l", f"a{odd}touch pwned", "train.py"]) == 2
+    assert "there is a control character in it" in capsys.readouterr().err
+    (folder / f"b{odd}c").mkdir()
+    monkeypatch.chdir(folder / f"b{odd}c")
+    assert main([*words, "-o", "x.sh", "true"]) == 2
+    assert main([*words, "-l", "d", "--dry-run", "true"]) == 2
+    assert list(Path().iterdir()) == []
+    assert {path.name for path in folder.iterdir()} == {"train.py", "own.sh", f"b{odd}c"}
+
+
+SETUPS = [
+    "export A=1",
+    "export A=1;",
+    "export A=1 # why",
+    "export A=0\nexport A=1\n",
+    "read x; export A=1$x",
+    "set -- b; A=1",
+]
+
+
+@pytest.mark.parametrize("setup", [*SETUPS, "false", "# none", "\n"])
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_what_a_scripts_shell_does_first(setup: str, shell: str, folder: Path) -> None:
+    text = batch_script.script(
+        [], version="1", typed=["x"], setup=setup, command=["sh", "-c", "cat; echo $A"], shell=shell
+    )
+    (folder / "go.sh").write_text(text.replace("echo $A", f"echo {'$A' if 'export' in setup else 1}"))
+    done = subprocess.run([shell, "go.sh"], input="in\n", capture_output=True, text=True, timeout=30, check=False)
+    good = setup in SETUPS or setup in ("# none", "\n")
+    assert done.returncode == (0 if good else 125), done.stderr
+    assert done.stderr == ""
+    assert done.stdout == ("in\n1\n" if good else "")
+
+
+def test_a_scripts_setup_has_the_functions_that_are_exported(folder: Path) -> None:
+    words = ["run", "--scheduler", "slurm", "--setup-only", "-o", "go.sh", "-n", "1"]
+    assert main([*words, "--setup", "module load cuda; exit 3", "train.py"]) == 0
+    module = {"BASH_FUNC_module%%": '() { echo "$2" >loaded\n}'}
+    done = subprocess.run([folder / "go.sh"], env={"PATH": os.environ["PATH"], **module}, timeout=30, check=False)
+    assert done.returncode == 3
+    assert (folder / "loaded").read_text() == "cuda\n"
+    assert main([*words, "train.py"]) == 0
+    assert (folder / "go.sh").read_text().startswith("#!/bin/sh\n")
+
+
+def test_a_script_is_nobody_elses_business(folder: Path) -> None:
+    words = ["run", "--scheduler", "slurm", "--setup-only", "-o", "go.sh", "-n", "1", "--env", "KEY=secret"]
+    for before in (None, 0o755):
+        if before:
+            (folder / "go.sh").chmod(before)
+        assert main([*words, "train.py"]) == 0
+        assert stat.S_IMODE((folder / "go.sh").stat().st_mode) == 0o700
+
+
 def test_a_dry_run_shows_what_would_be_asked_and_needs_no_slurm(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +366,7 @@ def test_a_dry_run_shows_what_would_be_asked_and_needs_no_slurm(
     assert "\nagents: srun --jobid=12 " in out
     assert " '--nodelist=<its nodes>' " in out
     assert "6 ranks on 3 hosts" in out
-    assert [path.name for path in folder.iterdir()] == ["train.py"]
+    assert {path.name for path in folder.iterdir()} == {"train.py", "own.sh"}
 
 
 def test_a_script_of_this_machine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +391,7 @@ def test_a_launch_directory_of_a_run_that_is_waited_for(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[rank 0] here x y\n", "")
     assert (folder / "trial" / "launch.sh").read_text().endswith(" --preload '' train.py 'x y'\n")
     assert [log.read_text() for log in folder.glob("trial/zlaunch_logs/*/localhost?0?.log")] == ["here x y\n"]
-    assert {path.name for path in folder.iterdir()} == {"train.py", "trial"}
+    assert {path.name for path in folder.iterdir()} == {"train.py", "own.sh", "trial"}
 
 
 def test_a_file_of_the_users_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,12 +430,21 @@ def test_without_a_word_about_papers_there_are_none() -> None:
     assert made("-n 2 train.py").papers is None
 
 
-def test_a_script_of_the_users_is_submitted_with_what_was_said(folder: Path) -> None:
-    (folder / "mine.sh").write_text("#!/bin/sh\n")
-    own = made("--scheduler slurm --batch-script mine.sh -N 2 -t 5 an 'argu ment'")
+def test_a_script_of_the_users_is_submitted_with_what_was_said() -> None:
+    own = made("--scheduler slurm --batch-script own.sh -N 2 -t 5 an 'argu ment'")
     assert own.papers is not None
-    argv = Slurm().submit_argv("/mine.sh", Slurm().words(own.request, {}, own=True), own.argv)
-    assert argv == ("sbatch", "--parsable", "--nodes=2", "--time=6", "/mine.sh", "an", "argu ment")
+    argv = Slurm().submit_argv("/own.sh", Slurm().words(own.request, {}, own=True), own.argv)
+    assert argv == ("sbatch", "--parsable", "--nodes=2", "--time=5", "/own.sh", "an", "argu ment")
+
+
+def test_what_has_no_effect_on_a_script_of_the_users_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--scheduler", "slurm", "--batch-script", "own.sh", "--dry-run", "--env", "A=b c", "-x", "B=2"]
+    assert main(["run", *words, "--preload", "", "--grace=5"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("A='b c' B=2 sbatch ") or printed.out.startswith("B=2 A='b c' sbatch ")
+    assert printed.err == "zlaunch: your script is submitted as it is; left aside: --preload, --grace\n"
+    assert main(["run", *words, "-N", "2", "-J", "x", "-p", "gpus_per_node=0", "--verbose"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,26 @@ def test_the_run_itself_says_where_its_ranks_are() -> None:
     assert [job.job for job in registry.look().jobs if job.run == "xyz"] == ["f1"]
 
 
+def test_a_requeued_job_lives_again() -> None:
+    registry.add(JOB)
+    before = registry.end(JOB, "PREEMPTED", "why")
+    registry.began("slurm", "12", "second", [("node3", 1)], "/logs")
+    (known,) = registry.look().jobs
+    assert known == but(run="second", hosts=(("node3", 1),), log_dir="/logs")
+    over = registry.end(before, "COMPLETED", "")  # by somebody who has looked before that
+    assert over.hosts == known.hosts
+    assert registry.revive(before) == known
+    assert registry.look().jobs == (known,)
+
+
+@pytest.mark.parametrize("change", [{"submitted": 1e300}, {"submitted": float("nan")}, {"grace": float("inf")}])
+def test_times_that_are_none(change: dict[str, float]) -> None:
+    registry.add(but(**change))
+    found = registry.look()
+    assert found.jobs == ()
+    assert len(found.odd) == 1
+
+
 def test_an_id_has_one_spelling() -> None:
     assert registry.same_id("ƒ2ADWLSR5") == registry.same_id("f2ADWLSR5") == "f2ADWLSR5"
 

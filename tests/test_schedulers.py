@@ -23,7 +23,7 @@ from sim.lsf_ways import Ways
 from sites import Site
 
 PROGRAM = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import far_steps, zlaunch
 from zlaunch.model import AllocationRequest
@@ -31,9 +31,11 @@ from zlaunch.model import AllocationRequest
 launcher = zlaunch.Launcher(hostnames=sys.argv[2], workers_per_host=2, backend=None, preload=(), log_dir=None,
     grace_period=2, host_timeout=float(sys.argv[4]))
 launcher.request = AllocationRequest(**json.loads(sys.argv[3]))
+launcher.setup = os.environ.get("SETUP")
 try:
     with launcher as cluster:
         print(json.dumps(cluster.run(far_steps.here).results), flush=True)
+        assert set(cluster.run(far_steps.umask)) == {0o22}
         if "stay" in sys.argv:
             cluster.run(far_steps.stay)
 except zlaunch.ZlaunchError as error:
@@ -93,7 +95,9 @@ def test_in_a_batch_job(site: Site, tmp_path: Path) -> None:
 
 
 def test_from_outside_nodes_are_asked_for_and_given_back(site: Site, tmp_path: Path) -> None:
-    done = site.cluster.run(argv(site.scheduler, '{"nodes": 2, "name": "a name; with $words"}'))
+    setup = 'cat; test -n "$BASH"; # whatever people type; it ends in a comment'
+    words = argv(site.scheduler, '{"nodes": 2, "name": "a name; with $words"}')
+    done = site.cluster.run(words, env={"SETUP": setup})
     assert done.stdout == results(*site.hosts[:2]), done.stderr
     site.nothing_is_left()
     assert list((tmp_path / "cache").rglob("*")) in ([], [tmp_path / "cache" / "zlaunch"])  # nor any file
@@ -220,6 +224,8 @@ def test_an_agent_has_all_gpus_of_its_node(slurm: Slurm) -> None:
     words = ["--ntasks-per-node=2", "--gpus-per-task=1", sys.executable, "-c", code]
     done = slurm.run(["salloc", "-N1", *words])
     assert done.stdout == f"{dict.fromkeys(names, '0,1')}\n", done.stderr
+    uneven = slurm.run(["salloc", "-N2", "--gpus=3", sys.executable, "-c", code])
+    assert "'CUDA_VISIBLE_DEVICES': '0" in uneven.stdout, uneven.stderr
 
 
 def test_lsfs_warning_is_the_end_of_the_time(lsf_cluster: Lsf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

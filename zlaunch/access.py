@@ -142,7 +142,9 @@ class Access:
             connect_timeout=timeout,
         )
         nodes = self.allocation
-        held = Held(nodes.holder.process, nodes.holder.said, nodes.cancel) if nodes and nodes.holder else None
+        held = None
+        if nodes and nodes.holder and nodes.holder.process:
+            held = Held(nodes.holder.process, nodes.holder.said, nodes.cancel)
         return Start(command, bootstrap.to_line(), scheduler.explain, held, scheduler.tidy)
 
     def _command_for_all(self, hosts: Sequence[HostPlan], scheduler: Scheduler) -> AgentCommand:

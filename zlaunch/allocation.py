@@ -18,6 +18,8 @@ from .backends.scheduler import Command, Launch, Nodes, Refused, Scheduler
 from .errors import LaunchError
 from .model import AllocationRequest, HostPlan
 
+OLD = 7 * 86400.0
+"""Seconds after which a folder that is still there has been left behind."""
 MOMENT = 1.0
 """Seconds that a step gets at least."""
 
@@ -44,7 +46,7 @@ class Allocation:
         """Learn when the job's time limit passes, where the scheduler tells."""
         argv = self.scheduler.left_argv(self.nodes.job)
         with suppress(LaunchError):
-            left = self.scheduler.left(answer(self.scheduler, argv)) if argv else None
+            left = self.scheduler.left(self.nodes.job, answer(self.scheduler, argv)) if argv else None
             if left is not None:
                 self.ends_at, self._left = time.monotonic() + left, left
 
@@ -107,7 +109,7 @@ def shown(
     if job is None:
         count = request.nodes or 1
         nodes = Nodes("<job>", tuple(f"<node {index + 1} of {count}>" for index in range(count)))
-        return nodes, _asking(scheduler, request, launch, environ)
+        return nodes, _refusable(lambda: scheduler.hold(request, launch, environ))
     count = request.nodes or job.size or 1
     of = job.nodes or str(count)
     nodes = Nodes(job.id, tuple(f"<node {index + 1} of {of}>" for index in range(count)))
@@ -121,26 +123,40 @@ def allocate(
     launch: Launch,
     environ: Mapping[str, str],
     tell: Callable[[str], None],
+    *,
+    begun: Callable[[Holder], None] = lambda _: None,
 ) -> Allocation:
     """The nodes of the job that we are in, or of one that is asked for; ``tell`` says what is waited for.
+
+    Args:
+        scheduler: whose.
+        request: what is asked for.
+        launch: how agents are started.
+        environ: ours.
+        tell: gets a line for each news.
+        begun: gets what waits, so that another thread can have it give up.
 
     Raises:
         LaunchError: there are none; in the scheduler's words, or ours.
     """
     nodes = current(scheduler, environ, request.nodes)
     if nodes is not None:
-        command = scheduler.agents(nodes, launch, request.step, environ)
-        _write(command, launch.folder)
-        return _timed(Allocation(scheduler, nodes, command, launch.folder))
-    command = _asking(scheduler, request, launch, environ)
-    _write(command, launch.folder)
-    holder = None
+        command = _refusable(lambda: scheduler.agents(nodes, launch, request.step, environ))
+        found = _timed(Allocation(scheduler, nodes, command, launch.folder))
+        try:
+            _write(command, launch.folder)
+        except BaseException:
+            found.release()
+            raise
+        return found
+    command = _refusable(lambda: scheduler.hold(request, launch, environ))
+    holder = Holder(scheduler, command, tell)
+    begun(holder)
     try:
-        holder = Holder(scheduler, command)
-        return _timed(Allocation(scheduler, holder.wait(tell), command, launch.folder, holder))
+        _write(command, launch.folder)
+        return _timed(Allocation(scheduler, holder.wait(), command, launch.folder, holder))
     except BaseException:
-        if holder:
-            holder.end(by_itself=False)
+        holder.end(by_itself=False)
         shutil.rmtree(launch.folder, ignore_errors=True)
         raise
 
@@ -169,22 +185,37 @@ def current(scheduler: Scheduler, environ: Mapping[str, str], count: int | None 
 
 def private_folder(environ: Mapping[str, str]) -> str:
     """A name for a new folder that a scheduler's nodes see, as a rule: below the home folder. It is not made."""
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    base = environ.get("XDG_CACHE_HOME", "")
+    base = base if os.path.isabs(base) else os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "zlaunch", f"launch-{secrets.token_hex(8)}")
 
 
-def _asking(scheduler: Scheduler, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
+def _refusable(make: Callable[[], Command]) -> Command:
     try:
-        return scheduler.hold(request, launch, environ)
+        return make()
     except Refused as refused:
         raise LaunchError(str(refused)) from None
 
 
 def _write(command: Command, folder: str) -> None:
+    """Make the folder with a command's scripts. Raises LaunchError where somebody else could change them."""
     if not command.files:
         return
-    os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
+    parent = os.path.dirname(folder)
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    there = os.stat(parent)
+    if there.st_uid != os.getuid() or there.st_mode & 0o022:
+        raise LaunchError(f"{parent}: somebody else may write there; set XDG_CACHE_HOME to a folder of your own")
+    _sweep(parent)
     os.mkdir(folder, 0o700)
     for name, text in command.files.items():
         with open(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
             file.write(text)
+
+
+def _sweep(parent: str) -> None:
+    """Remove what was left by those that were killed: nobody reads it after its agents have started."""
+    with suppress(OSError):
+        for entry in os.scandir(parent):
+            if entry.name.startswith("launch-") and entry.stat(follow_symlinks=False).st_mtime < time.time() - OLD:
+                shutil.rmtree(entry.path, ignore_errors=True)

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from .access import Access, config_path
 from .allocation import allocate, current, places_of, private_folder, wanted
+from .asking import Holder
 from .backends.scheduler import Launch
 from .cluster import Cluster
+from .errors import LaunchError
 from .fields import check_fields, hosts_of
 from .model import AllocationRequest, HostFacts, HostPlan, StartMethod, TaskKind
 from .plan import LaunchPlan
@@ -30,6 +33,7 @@ from .steps import (
     can_count,
     check_hosts,
     check_preload,
+    choose,
     counted,
     make_errands,
     make_plan,
@@ -212,7 +216,9 @@ class Launcher:
         return self
 
     def stop(self) -> None:
-        """End all steps and agents, and wait for it."""
+        """End all steps and agents, and wait for it; who waits for a scheduler's nodes waits no longer."""
+        for holder in list(self._shared.holders):
+            holder.give_up()
         with self._shared.lock:
             cluster, self._shared.cluster = self._shared.cluster, None
         if cluster:
@@ -252,20 +258,12 @@ class Launcher:
         Raises:
             ValueError: more hosts than there are, or one that isn't there.
             TypeError: a field that does not exist.
+            LaunchError: the hosts are a scheduler's, and have not been given yet.
         """
+        if self._shared.cluster is None and wanted(self.hostnames, os.environ):
+            raise LaunchError("on() is for agents that are there: with Launcher(...) as cluster: cluster.on(...)")
         mine = [plan.name for plan in self._places()]
-        chosen = list(mine)
-        if hosts is not None:
-            if not isinstance(hosts, int):
-                raise TypeError(f"on(hosts={hosts!r}): a number of hosts; by name they are on(hostnames=[...])")
-            if not 1 <= hosts <= len(mine):
-                raise ValueError(f"on(hosts={hosts}): this launcher has {len(mine)} host(s)")
-            chosen = mine[:hosts]
-        if hostnames is not None:
-            unknown = [name for name in hostnames if name not in mine]
-            if unknown:
-                raise ValueError(f"on(hostnames=...): {', '.join(unknown)} not among {', '.join(mine)}")
-            chosen = list(hostnames)
+        chosen = choose(mine, hosts, hostnames)
         if isinstance(self.workers_per_host, list) and "workers_per_host" not in changes:
             counts = dict(zip(mine, self.workers_per_host, strict=True))
             changes["workers_per_host"] = [counts[name] for name in chosen]
@@ -355,7 +353,7 @@ class Launcher:
             cluster = Cluster(places, access, settings)
         else:
             launch = self._launch(private_folder(os.environ))
-            nodes = allocate(scheduler, self.request, launch, os.environ, say)
+            nodes = allocate(scheduler, self.request, launch, os.environ, say, begun=self._shared.holders.add)
             access = dataclasses.replace(
                 access, scheduler=scheduler, together=nodes.command, folder=nodes.folder, allocation=nodes
             )
@@ -394,3 +392,5 @@ class _Shared:
 
     cluster: Cluster | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    holders: weakref.WeakSet[Holder] = field(default_factory=weakref.WeakSet)
+    """What waits for a scheduler's nodes, or has."""

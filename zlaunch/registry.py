@@ -10,6 +10,7 @@ Names begin with the kind of entry (``job-``): other kinds are strangers to whoe
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import time
@@ -29,6 +30,8 @@ LIMIT = 1000
 _KIND = "job-"
 _LARGEST = 8 << 20
 """Bytes of a file; a command line may have 2 MiB."""
+_LATEST = 2e11
+"""Seconds since 1970 that a date can be made of."""
 _ABANDONED = 24 * 3600.0
 """Seconds after which a file that nobody has renamed is taken away."""
 
@@ -140,10 +143,22 @@ def look() -> Found:
 
 def end(job: BatchJob, word: str, why: str) -> BatchJob:
     """Remember that a job has ended, and how. Where that cannot be written somebody will find out once more."""
-    over = msgspec.structs.replace(job, ended=time.time(), word=word, why=why)
+    return _change(job, ended=time.time(), word=word, why=why)
+
+
+def revive(job: BatchJob) -> BatchJob:
+    """Remember that a job which had ended is in the queue again, or runs: somebody has requeued it."""
+    return _change(job, ended=0.0, word="", why="")
+
+
+def _change(job: BatchJob, **changes: object) -> BatchJob:
+    place, found = folder(), job
+    with suppress(OSError, ValueError, RecursionError):
+        found = _read(_path(place, job))  # its run may have written down its hosts since we looked
+    new = msgspec.structs.replace(found, **changes)
     with suppress(OSError):
-        _write(folder(), over)
-    return over
+        _write(place, new)
+    return new
 
 
 def began(scheduler: str, job: str, run: str, hosts: Sequence[tuple[str, int]], log_dir: str | None) -> None:
@@ -151,16 +166,20 @@ def began(scheduler: str, job: str, run: str, hosts: Sequence[tuple[str, int]], 
 
     Within one of Flux's the id is not in the environment, but where its instance listens is: then the job is known by
     its folder of log files. Nothing is raised for a disk or a foreign file: a run goes on without a registry.
+
+    A job that was seen to have ended has been requeued if it is in here.
     """
     with suppress(OSError):
-        live = [known for known in look().jobs if known.scheduler == scheduler and not known.ended]
+        known = [one for one in look().jobs if one.scheduler == scheduler]
         if "://" in job:
-            found = [known for known in live if log_dir and known.log_dir == log_dir][-1:]
+            found = [one for one in known if log_dir and one.log_dir == log_dir and not one.ended][-1:]
         else:
-            found = [known for known in live if known.job == same_id(job)]
-        for known in found:
+            same = [one for one in known if one.job == same_id(job)]
+            found = [one for one in same if not one.ended] or same[-1:]
+        for one in found:
             places = tuple((name, workers) for name, workers in hosts)
-            _write(folder(), msgspec.structs.replace(known, run=run, hosts=places, log_dir=log_dir))
+            again = {"ended": 0.0, "word": "", "why": ""}
+            _write(folder(), msgspec.structs.replace(one, run=run, hosts=places, log_dir=log_dir, **again))
 
 
 def _forget(place: str) -> None:
@@ -210,7 +229,10 @@ def _read(path: str) -> BatchJob:
         about = os.fstat(fd)
         if about.st_uid != os.geteuid() or not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
             raise PermissionError("not a file of ours")
-        return msgspec.convert(json.loads(file.read()), type=BatchJob)  # its ValidationError is a ValueError
+        job = msgspec.convert(json.loads(file.read()), type=BatchJob)  # its ValidationError is a ValueError
+    if not (0 <= job.submitted < _LATEST and 0 <= job.ended < _LATEST and math.isfinite(job.grace)):
+        raise ValueError("no times")
+    return job
 
 
 def _check(place: str) -> int:

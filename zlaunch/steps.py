@@ -118,6 +118,23 @@ def check_preload(modules: Sequence[str]) -> None:
             raise LaunchError(str(error)) from None
 
 
+def choose(mine: Sequence[str], hosts: int | None, hostnames: Sequence[str] | None) -> list[str]:
+    """Of a launcher's hosts the first so many, or those named. Raises ValueError or TypeError."""
+    chosen = list(mine)
+    if hosts is not None:
+        if not isinstance(hosts, int):
+            raise TypeError(f"on(hosts={hosts!r}): a number of hosts; by name they are on(hostnames=[...])")
+        if not 1 <= hosts <= len(mine):
+            raise ValueError(f"on(hosts={hosts}): this launcher has {len(mine)} host(s)")
+        chosen = chosen[:hosts]
+    if hostnames is not None:
+        unknown = [name for name in hostnames if name not in mine]
+        if unknown:
+            raise ValueError(f"on(hostnames=...): {', '.join(unknown)} not among {', '.join(mine)}")
+        chosen = list(hostnames)
+    return chosen
+
+
 def among(started: Sequence[HostPlan], places: Sequence[HostPlan]) -> list[HostPlan]:
     """The same hosts as those that were started have them. Raises ValueError for others."""
     by_name = {host.name: host for host in started}

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import sys
+
+FIRST_LINE = 120.0
+"""Seconds that the line may take: a scheduler may start us when nobody is there any more who could write it."""
 
 
 def main() -> None:
@@ -72,6 +76,8 @@ def _read_line(fd: int) -> bytes:
     """One line, unbuffered: what follows it on stdin is the link's end-of-file, and nobody else's to read."""
     parts: list[bytes] = []
     while True:
+        if not select.select([fd], (), (), FIRST_LINE)[0]:
+            return b""
         byte = os.read(fd, 65536)
         if not byte:
             return b""

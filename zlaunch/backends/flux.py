@@ -29,6 +29,7 @@ from .scheduler import (
     dependencies,
     flat,
     merged,
+    shell,
 )
 
 _KINDS = {"after": "afterstart", "afterany": "afterany", "afterok": "afterok", "afternotok": "afternotok"}
@@ -54,6 +55,7 @@ class Flux(Scheduler):
     asked = "flux jobs -a {}"
     aliases: ClassVar[Mapping[str, str]] = {"-N": "--nodes", "-q": "--queue", "-B": "--bank", "-t": "--time-limit"}
     outputs = frozenset(("--output", "--error"))
+    unset = ("SLURMD_NODENAME",)  # of a job of Slurm's that the instance is in: each agent would take itself for that
     sets: ClassVar[Mapping[str, str]] = {"FLUX_F58_FORCE_ASCII": "1"}
     patterns: ClassVar[Mapping[str, str]] = {
         "Operation not permitted": "only the owner of a Flux instance may start programs in it"
@@ -85,21 +87,21 @@ class Flux(Scheduler):
     def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
         ranks = ",".join(nodes.ids) or "<ranks>"
         words = flat(merged([("-r", ranks)], [one for one in step if not one[0].startswith(_OF_JOBS)], {}))
-        return Command(("flux", "exec", *words, "sh", "-c", agent_line(self.name, launch)))
+        return Command(("flux", "exec", *words, shell(launch), "-c", agent_line(self.name, launch)))
 
     def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
         options = [*self.options(request, environ), ("--tasks-per-node", "1"), *_SHELL]
         asked = merged(options, [*map(_named, request.extra)], self.aliases)
         words = self.flat(merged(asked, [*map(_named, request.step)], self.aliases))
         task = (
-            f'if [ "$FLUX_TASK_RANK" = 0 ]; then echo {GRANTED} "$FLUX_JOB_ID" $(flux hostlist -e local); fi; '
+            f'if [ "$FLUX_TASK_RANK" = 0 ]; then echo; echo {GRANTED} "$FLUX_JOB_ID" $(flux hostlist -e local); fi; '
             f"exec >/dev/null; {agent_line(self.name, launch)}"
         )
         script = (
-            f"job=$(flux submit {shlex.join([*words, 'sh', '-c', task])}) || exit; "
-            'echo "zlaunch-job $job" >&2; exec flux job attach "$job"'
+            f"trap '' INT TERM; job=$(flux submit {shlex.join([*words, shell(launch), '-c', task])}) || exit; "
+            'trap - INT TERM; echo "zlaunch-job $job" >&2; exec flux job attach "$job"'
         )
-        return Command(("sh", "-c", script))
+        return Command((shell(launch), "-c", script))
 
     # --- a job's life -----------------------------------------------------------------------------------------------
 
@@ -117,7 +119,7 @@ class Flux(Scheduler):
     def left_argv(self, job: str) -> tuple[str, ...]:
         return ("flux", "job", "timeleft", *([job] if re.fullmatch(_ID, job) else []))
 
-    def left(self, answer: str) -> float | None:
+    def left(self, job: str, answer: str) -> float | None:
         seconds = answer.strip()
         return float(seconds) if seconds.isdecimal() and int(seconds) < _FOR_EVER else None
 

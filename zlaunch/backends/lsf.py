@@ -27,6 +27,7 @@ from .scheduler import (
     dependencies,
     flat,
     merged,
+    shell,
 )
 
 _KINDS = {"after": "started", "afterany": "ended", "afterok": "done", "afternotok": "exit"}
@@ -74,20 +75,23 @@ class Lsf(Scheduler):
             "#!/bin/sh\n"
             'nodes=\nset -- $LSB_MCPU_HOSTS\n[ -z "$CSM_ALLOCATION_ID" ] || shift 2\n'
             f'while [ $# -gt 1 ]; do\n    case $1 in {_NO_NODE}) ;; *) nodes="$nodes $1" ;; esac\n    shift 2\ndone\n'
-            f'set -- $nodes\necho {GRANTED} "$LSB_JOBID" "$@"\n{start}\n'
+            f'set -- $nodes\necho\necho {GRANTED} "$LSB_JOBID" "$@"\n{start}\n'
         )
         argv = ("bsub", "-I", *self.words(request, environ), f"{launch.folder}/job.sh")
         return Command(argv, {"job.sh": script, **_agent_script(launch)})
 
     def _start(self, launch: Launch, step: Sequence[Option], environ: Mapping[str, str], count: str, hosts: str) -> str:
         """In a shell: keep the line in a file, and start the agents; ``count`` and ``hosts`` as the shell has them."""
-        folder = shlex.quote(launch.folder)
+        folder = launch.folder
+        if not re.fullmatch(r"[\w./+-]+|<folder>", folder):
+            why = f"{folder}: nobody says how bsub and blaunch pass such a name on"
+            raise Refused("the folder for LSF's files", why, "set XDG_CACHE_HOME to one without odd characters")
         if _is_coral(environ):  # where jsrun ends at once in an environment with a TMPDIR
             argv = f"env -u TMPDIR jsrun --nrs={count} {shlex.join(flat(merged(_JSRUN, step, {})))}"
         else:
             argv = f"blaunch {shlex.join(flat(merged([('-n', None)], step, {})))} -z {hosts}"
         # LSF's warning of a time limit is for zlaunch: it would end blaunch, and that all agents, before their ranks.
-        return f"trap '' USR2; umask 077; head -n 1 >{folder}/{KEYS} && exec {argv} {folder}/agent.sh >/dev/null"
+        return f"trap '' USR2; (umask 077; head -n 1 >{folder}/{KEYS}) && exec {argv} {folder}/agent.sh >/dev/null"
 
     # --- a job's life -----------------------------------------------------------------------------------------------
 
@@ -96,19 +100,19 @@ class Lsf(Scheduler):
         return found[-1] if found else None
 
     def state_argv(self, job: str) -> tuple[str, ...]:
-        return ("bjobs", "-noheader", "-o", "stat exit_code delimiter='^'", job)
+        return ("bjobs", "-noheader", "-o", "stat exit_code pend_reason delimiter='^'", job)
 
     def state(self, answer: str) -> State | None:
-        word, _, code = answer.strip().partition("^")
+        word, code, why = (*answer.strip().split("^", 2), "", "")[:3]
         if not re.fullmatch(r"[A-Z]+", word):
             return None  # Job <1> is not found
-        why = f"status {code}" if code.isdecimal() else ""
+        why = f"status {code}" if code.isdecimal() else why.strip("-; ")
         return State(word, why, word == "RUN", word in ("DONE", "EXIT", "ZOMBI"))
 
     def left_argv(self, job: str) -> tuple[str, ...]:
         return ("bjobs", "-noheader", "-o", "time_left", job)
 
-    def left(self, answer: str) -> float | None:
+    def left(self, job: str, answer: str) -> float | None:
         found = re.match(r"(\d+):(\d+) L", answer.strip())  # E is an estimate, and no limit
         return (int(found[1]) * 60 + int(found[2])) * 60.0 if found else None
 
@@ -162,7 +166,7 @@ class Lsf(Scheduler):
 
 
 def _agent_script(launch: Launch) -> dict[str, str]:
-    return {"agent.sh": f"#!/bin/sh\nexec <{shlex.quote(launch.folder)}/{KEYS}\n{agent_line('lsf', launch)}\n"}
+    return {"agent.sh": f"#!/usr/bin/env {shell(launch)}\nexec <{launch.folder}/{KEYS}\n{agent_line('lsf', launch)}\n"}
 
 
 def _is_coral(environ: Mapping[str, str]) -> bool:

@@ -192,7 +192,7 @@ class Scheduler(ABC):
         """What tells how long a job may still run; empty where nothing does."""
         return ()
 
-    def left(self, answer: str) -> float | None:
+    def left(self, job: str, answer: str) -> float | None:
         """That, in seconds, from the answer; ``None``: as long as it likes."""
         return None
 
@@ -270,6 +270,11 @@ def merged(options: Sequence[Option], extra: Sequence[Option], aliases: Mapping[
     return kept
 
 
+def spelled(text: str) -> dict[str, str]:
+    """``-N=--nodes -t=--time`` as ``aliases``."""
+    return dict(pair.split("=") for pair in text.split())
+
+
 def flat(options: Sequence[Option]) -> list[str]:
     """As the words of a command line."""
     words: list[str] = []
@@ -282,14 +287,19 @@ def agent_line(scheduler: str, launch: Launch) -> str:
     """What a node's shell runs."""
     code = [launch.python, "-c", remote_code("zlaunch.agent.main:main"), f"zlaunch-agent:{scheduler}"]
     line = f"exec {shlex.join(code)}"
-    return f"{launch.setup} && {line}" if launch.setup else line
+    return f"{{ {launch.setup}\n}} </dev/null && {line}" if launch.setup else line
+
+
+def shell(launch: Launch) -> str:
+    """Which shell runs it: what sites have users type, ``module load``, is a function of bash's as a rule."""
+    return "bash" if launch.setup else "sh"
 
 
 def granted(said: str) -> Nodes | None:
-    """The nodes, once what asked for them has told of them."""
+    """The nodes, once what asked for them has told of them; start-up files may have printed something before."""
     for line in said.splitlines(keepends=True):
         words = line.split()
-        if line.endswith("\n") and len(words) > 2 and words[0] == GRANTED:
+        if line.endswith("\n") and len(words) > 1 and words[0] == GRANTED:
             return Nodes(words[1], tuple(words[2:]))
     return None
 

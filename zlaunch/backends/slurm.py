@@ -13,26 +13,33 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from ..model import AllocationRequest
-from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State, agent_line, flat, merged
+from .scheduler import (
+    GRANTED,
+    Command,
+    Job,
+    Launch,
+    Nodes,
+    Option,
+    Refused,
+    Scheduler,
+    State,
+    agent_line,
+    flat,
+    merged,
+    shell,
+    spelled,
+)
 
 _SAFE = re.compile(r"[\w@%+=:,./~?\[\]-]*", re.ASCII)
 _DEPENDENCY = re.compile(
     r"singleton|(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d+(_(\d+|\*))?(\+\d+)?)+"
 )
-_OVER = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "TIMEOUT",
-    "REVOKED",
+_OVER = re.compile(
+    "BOOT_FAIL|CANCELLED|COMPLETED|DEADLINE|FAILED|LAUNCH_FAILED|NODE_FAIL|OUT_OF_MEMORY|PREEMPTED|RECONFIG_FAIL|"
+    "REVOKED|TIMEOUT"
 )
 _COUNT, _NODELIST = '"$SLURM_JOB_NUM_NODES"', '"$SLURM_JOB_NODELIST"'
 """As a shell in the job has them."""
-_NTASKS = ("NTASKS", "NTASKS_PER_NODE", "NTASKS_PER_CORE", "NTASKS_PER_SOCKET", "NTASKS_PER_GPU", "NTASKS_PER_TRES")
 
 
 class Slurm(Scheduler):
@@ -40,25 +47,18 @@ class Slurm(Scheduler):
 
     name, title, submitter, mark = "slurm", "Slurm", "sbatch", "#SBATCH"
     asked = "squeue -t all -j {}"
-    aliases: ClassVar[Mapping[str, str]] = {
-        "-A": "--account",
-        "-c": "--cpus-per-task",
-        "-d": "--dependency",
-        "-G": "--gpus",
-        "-J": "--job-name",
-        "-n": "--ntasks",
-        "-N": "--nodes",
-        "-p": "--partition",
-        "-t": "--time",
-    }
+    aliases: ClassVar[Mapping[str, str]] = spelled(
+        "-A=--account -d=--dependency -J=--job-name -n=--ntasks -N=--nodes -p=--partition -t=--time"
+    )
     outputs = frozenset(("-o", "--output", "-e", "--error"))
     of_steps = frozenset(("--mpi", "--cpu-bind", "--kill-on-bad-exit", "--overlap", "--label", "--mpibind", "--exact"))
     unset = (
         *("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"),  # of both kinds: a fatal error
         *("SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE", "SLURM_GPU_BIND"),
-        *(f"SLURM_{name}" for name in _NTASKS),  # counts of tasks are taken for the step's
+        *(f"SLURM_NTASKS{of}" for of in ("", *map("_PER_{}".format, ("NODE", "CORE", "SOCKET", "GPU", "TRES")))),
         *("SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"),
         *("SLURM_DISTRIBUTION", "SLURM_EXPORT_ENV"),  # an export of few variables leaves agents without a PATH
+        *("SLURM_GPUS", "SLURM_EXCLUSIVE", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
     )
     patterns: ClassVar[Mapping[str, str]] = {
         "Requested node configuration is not available": "Slurm does not start anything there",
@@ -88,19 +88,17 @@ class Slurm(Scheduler):
     def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
         options = _step(str(len(nodes.names)), ",".join(nodes.names), _gpus(environ))
         words = flat(merged([("--jobid", nodes.job), *options], step, self.aliases))
-        return Command(("srun", *words, "sh", "-c", agent_line(self.name, launch)))
+        return Command(("srun", *words, shell(launch), "-c", agent_line(self.name, launch)))
 
     def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
         options = merged(_step(_COUNT, _NODELIST, None), request.step, self.aliases)
         words = [f"{o}={v}" if v in (_COUNT, _NODELIST) else shlex.join(flat([(o, v)])) for o, v in options]
         script = (
-            f'echo {GRANTED} "$SLURM_JOB_ID" $(scontrol show hostnames "$SLURM_JOB_NODELIST"); '
+            f'echo; echo {GRANTED} "$SLURM_JOB_ID" $(scontrol show hostnames "$SLURM_JOB_NODELIST"); '
             f"unset {' '.join(self.unset)}; "
-            f"exec srun {' '.join(words)} sh -c {shlex.quote(agent_line(self.name, launch))} >/dev/null"
+            f"exec srun {' '.join(words)} {shell(launch)} -c {shlex.quote(agent_line(self.name, launch))} >/dev/null"
         )
-        return Command(("salloc", *self.words(request, environ), "sh", "-c", script))
-
-    # --- a job's life -----------------------------------------------------------------------------------------------
+        return Command(("salloc", *self.words(request, environ), shell(launch), "-c", script))
 
     def job_of(self, said: str) -> str | None:
         found = re.findall(r"salloc: (?:Pending job|Granted job|job) (?:allocation )?(\d+)", said)
@@ -111,13 +109,16 @@ class Slurm(Scheduler):
 
     def state(self, answer: str) -> State | None:
         word, _, why = answer.strip().partition("|")
-        return State(word, "" if why == "None" else why, word == "RUNNING", word in _OVER) if word else None
+        why = "" if why == "None" else why
+        return State(word, why, word == "RUNNING", bool(_OVER.fullmatch(word))) if word else None
 
     def left_argv(self, job: str) -> tuple[str, ...]:
-        return ("squeue", "--noheader", f"--jobs={job}", "--format=%L")
+        return ("squeue", "--noheader", f"--jobs={job}", "--format=%A|%L")
 
-    def left(self, answer: str) -> float | None:
-        found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", answer.strip())  # D-HH:MM:SS
+    def left(self, job: str, answer: str) -> float | None:
+        """Of an array, or a heterogeneous job, there are several lines."""
+        rest = next((line.partition("|")[2] for line in answer.splitlines() if line.startswith(f"{job}|")), "")
+        found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", rest.strip())  # D-HH:MM:SS
         if found is None:
             return None  # UNLIMITED, for one
         days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
@@ -184,9 +185,9 @@ def _step(count: str, nodelist: str, gpus: str | None) -> list[Option]:
 def _gpus(environ: Mapping[str, str]) -> str | None:
     """A node's GPUs in a job that shares them out to its tasks: else an agent, which is one task, would see one's."""
     each, tasks = environ.get("SLURM_GPUS_PER_TASK", ""), environ.get("SLURM_NTASKS_PER_NODE", "1")
-    by_task = str(int(each) * int(tasks)) if each.isdecimal() and tasks.isdecimal() else ""
-    gpus = environ.get("SLURM_GPUS_ON_NODE") or by_task  # salloc does not set the former
-    return gpus if gpus.strip("0") else None
+    if not each.isdecimal() or not tasks.isdecimal():
+        return None
+    return environ.get("SLURM_GPUS_ON_NODE") or str(int(each) * int(tasks))  # salloc does not set the former
 
 
 def _dependency(text: str | None) -> str | None:

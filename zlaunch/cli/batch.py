@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .._version import __version__
@@ -22,6 +24,9 @@ from .remember import remember
 PATIENCE = 60.0
 """Seconds that sbatch may take."""
 FAILED = 125
+BASH = "/bin/bash"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What may end a line for somebody who reads a script's directives."""
 SURROGATES = "surrogateescape"
 """Names need not be UTF-8."""
 
@@ -32,10 +37,14 @@ def batch(job: Job, papers: Papers) -> int:
     stdout has the job's id, or with ``--setup-only`` the script's path.
     """
     argv, stdin = _submission(job, papers)
+    variables = dict(job.env) if papers.own is not None else {}
+    if papers.left_aside:
+        say(papers.left_aside)
     if job.dry_run:
         show(job, papers)
         if not papers.only:
-            _print(f"{shlex.join(argv)}{f' <{shlex.quote(stdin)}' if stdin else ''}\n")
+            sets = "".join(f"{name}={shlex.quote(value)} " for name, value in variables.items())
+            _print(f"{sets}{shlex.join(argv)}{f' <{shlex.quote(stdin)}' if stdin else ''}\n")
         return 0
     write(job, papers)
     if papers.only:
@@ -43,7 +52,8 @@ def batch(job: Job, papers: Papers) -> int:
         return 0
     scheduler = schedulers.of(job.scheduler)
     try:
-        done = call(scheduler, argv, PATIENCE, stdin)
+        with _set(variables):  # schedulers give a job the environment that it is submitted from
+            done = call(scheduler, argv, PATIENCE, stdin)
     except LaunchError as error:
         return _failed(str(error))
     said, number = done.stderr.strip(), scheduler.job_id(done.stdout)
@@ -56,10 +66,21 @@ def batch(job: Job, papers: Papers) -> int:
     try:
         _print(f"{number}\n")
     finally:
-        remember(job, papers, number)
+        remember(job, papers, number, done.stdout)
     if papers.folder is not None:
         say(f"job {number} is submitted; its script and output are in {papers.folder}")
     return 0
+
+
+@contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def show(job: Job, papers: Papers) -> None:
@@ -86,7 +107,7 @@ def _submission(job: Job, papers: Papers) -> tuple[tuple[str, ...], str | None]:
 
 
 def script(job: Job, papers: Papers) -> str:
-    """The text of the job's script."""
+    """The text of the job's script. Raises UsageError."""
     directives: list[str] = []
     if job.scheduler:
         scheduler = schedulers.of(job.scheduler)
@@ -95,9 +116,15 @@ def script(job: Job, papers: Papers) -> str:
             *scheduler.place_options(os.getcwd(), *papers.outputs()),
         ]
         words = merged(options, job.request.extra, scheduler.aliases)
+        odd = next((value for _, value in words if value and _CONTROL.search(value)), None)
+        if odd is not None:
+            raise UsageError(f"{odd!r}: there is a control character in it", "no scheduler can be told of such a name")
         directives = [f"{scheduler.mark} {scheduler.directive(option)}" for option in words]
+    # module and the like are functions of bash's in our environment, which the job gets, and sh may be another shell.
+    # A login shell would have them, too, but may have a PATH of its own.
+    shell = BASH if papers.setup and os.access(BASH, os.X_OK) else "/bin/sh"
     return batch_script.script(
-        directives, version=__version__, typed=papers.typed, setup=papers.setup, command=papers.command
+        directives, version=__version__, typed=papers.typed, setup=papers.setup, command=papers.command, shell=shell
     )
 
 
@@ -105,9 +132,10 @@ def write(job: Job, papers: Papers) -> None:
     """Make the launch directory, and write the script.
 
     Raises:
-        UsageError: a file that is not ours is in its place.
+        UsageError: a file that is not ours is in its place, or there can be no such script.
         OSError: it cannot be written.
     """
+    text = script(job, papers) if papers.script is not None else ""
     if papers.folder is not None:
         Path(papers.folder).mkdir(parents=True, exist_ok=not papers.is_new)
     if papers.script is None:
@@ -117,8 +145,10 @@ def write(job: Job, papers: Papers) -> None:
     with suppress(FileNotFoundError), path.open("rb") as there:
         if batch_script.MARK.encode() not in there.read(200):
             raise UsageError(f"{path} is there, and not of zlaunch's making: it is left alone", "name another file")
-    path.write_bytes(script(job, papers).encode(errors=SURROGATES))
-    path.chmod(0o755)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o700), "wb") as file:
+        os.fchmod(file.fileno(), 0o700)  # what --env sets is in it, and may be nobody else's business
+        file.truncate()
+        file.write(text.encode(errors=SURROGATES))
 
 
 def _failed(why: str) -> int:

@@ -16,7 +16,7 @@ from ..surroundings import say
 from ..view.files import safe_name
 from .doorbell import reader_to_watch
 from .grammar import UsageError
-from .queues import Unreachable, cluster, find, look_at
+from .queues import Unreachable, cluster, find, look_at, printable, remembered, title
 
 LOOK_EVERY = 0.2
 """Seconds between looks at a file that is followed; there may be a network between it and us, which tells no news."""
@@ -115,7 +115,8 @@ def _own(job: BatchJob, *, whole_lines: bool) -> list[Tail]:
     if not paths:
         raise UsageError(
             f"where job {job.job} prints to was not left to zlaunch",
-            f"look where your script or argument says; by itself it is slurm-{job.job}.out in {job.folder}",
+            f"look where your script or argument says, else where {title(job.scheduler)} puts it by itself: as a rule "
+            f"in a file in {printable(job.folder)}",
         )
     return [Tail(lambda path=path: path, to, whole_lines=whole_lines) for path, to in paths.items()]  # type: ignore[misc]
 
@@ -184,7 +185,9 @@ def _news(job: BatchJob, here: str) -> tuple[str, bool]:
     try:
         _, state = look_at(job, here)
     except Unreachable as error:
-        return str(error), False
+        if not job.ended:
+            return str(error), False
+        state = remembered(job)
     if state.over:
         return f"job {job.job} has ended: {state}", True
     return "" if state.runs else f"job {job.job} is {state}", False
@@ -195,5 +198,6 @@ def _nothing(job: BatchJob, rank: str | None) -> int:
     what = f"job {job.job} has printed nothing" if rank is None else f"rank {rank} of job {job.job} has written no file"
     news, over = _news(job, cluster(job.scheduler))
     where = job.folder if rank is None else job.log_dir
-    say(f"{what} {f'that is still below {where}' if over else 'yet'}{f'; {news}' if news else ''}")
+    still = f"that is still below {printable(where or '')}" if over else "yet"
+    say(f"{what} {still}{f'; {news}' if news else ''}")
     return MISSING if over else 0

@@ -27,6 +27,16 @@ _OF_ALLOCATION = (
     *("exclusive", "xargs", "scheduler", "python", "setup"),
 )
 """What the scheduler is asked for by the script's directives, or what is said once more within the job."""
+_OF_OWN = (
+    *("bg", "batch-script", "dry-run", "verbose", "nodes", "procs-per-node", "gpus-per-proc", "gpus-at-least"),
+    *("gpumem-at-least", "system-params", "queue", "account", "reservation", "dependency", "exclusive", "time-limit"),
+    *("job-name", "xargs", "scheduler", "env", "env-file", "comm-backend"),
+)
+"""What counts for a script of the user's own, too."""
+_NOT_OF_OWN = ("launch-dir", "output-script", "setup", "python", "module", "out", "err", "log-dir")
+"""What such a script would miss."""
+_CLUSTERS = re.compile(r"-M|--clusters?(=|$)")
+"""By these Slurm puts a job to another cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,8 @@ class Papers:
     command: tuple[str, ...]
     """What our script runs."""
     setup: str | None
+    left_aside: str
+    """What the user should hear of options that have no effect."""
 
     def below(self, log_dir: str | None) -> str | None:
         """Where the log files of ranks go, if there is a launch directory."""
@@ -68,10 +80,11 @@ def papers(given: Values, words: Words, place: Where, name: str, log_dir: str | 
     own, submit, only = given.text("batch-script"), given.flag("bg"), given.flag("setup-only")
     asked = given.last("launch-dir")
     file = given.target("output-script")
-    if own is not None:
-        _check_own(given)
-    elif not (submit or only or asked or file):
+    left_aside = _check_own(given, words) if own is not None else ""
+    if own is None and not (submit or only or asked or file):
         return None
+    if submit or own is not None:
+        _check_clusters(given, place)
     if only and own is not None:
         raise UsageError("--setup-only writes a script, and --batch-script is one", "leave one out")
     folder, is_new = (asked.text, not asked.text) if asked else (None, (submit or (only and not file)) and own is None)
@@ -91,10 +104,22 @@ def papers(given: Values, words: Words, place: Where, name: str, log_dir: str | 
         typed=("zlaunch", "run", *_written(given, words.given), *_command(words)),
         command=(*_program(place.hosts.python if place.scheduler else None), "run", *inside, *_command(words)),
         setup=place.hosts.setup if place.scheduler else None,
+        left_aside=left_aside,
     )
 
 
-def _check_own(given: Values) -> None:
+def _check_clusters(given: Values, place: Where) -> None:
+    """A job's id is of the cluster that we are on: there ``zlaunch stop`` would end another job of that id."""
+    for one in given.all("xargs"):
+        if place.scheduler == "slurm" and _CLUSTERS.match(one.text):
+            raise UsageError(
+                f"{one.spelling} {one.text}: a batch job is submitted to the cluster that we are on",
+                "type this on a login node of the other one",
+            )
+
+
+def _check_own(given: Values, words: Words) -> str:
+    """A note on what has no effect. Raises UsageError."""
     one = given.last("batch-script")
     assert one is not None
     try:
@@ -104,9 +129,13 @@ def _check_own(given: Values) -> None:
         raise UsageError(f"{one.spelling} {one.text}: {error.strerror}") from None
     if first != b"#!":
         raise UsageError(f"{one.spelling} {one.text}: its first line is not #! and an interpreter", "#!/bin/sh is one")
-    other = next((o for key in ("launch-dir", "output-script") if (o := given.last(key))), None)
+    other = next((o for key in _NOT_OF_OWN if (o := given.last(key))), None)
     if other:
-        raise UsageError(f"{other.spelling} is about a script that zlaunch writes, and {one.spelling} is yours")
+        raise UsageError(
+            f"{other.spelling} is about a script that zlaunch writes, and {one.spelling} is yours", "say it in there"
+        )
+    idle = [values[-1].spelling for key, values in words.given.items() if key not in _OF_OWN]
+    return f"your script is submitted as it is; left aside: {', '.join(idle)}" if idle else ""
 
 
 def _new_folder(name: str) -> str:
@@ -128,11 +157,23 @@ def _inside(given: Values, words: Words, place: Where, folder: str | None, log_d
         size = [f"--scheduler={place.scheduler}"]
         if given.flag("procs-per-node") or place.workers != "auto":
             size += ["-n", str(place.workers)]
-        size += [word for one in given.all("xargs") if one.text[:1] not in "-~" for word in ("--env", one.text)]
+        size += _xargs_inside(given, place)
     logs: list[str] = []
     if given.flag("log-dir") or (folder is not None and log_dir):
         logs = ["--log-dir", os.path.join(folder or "", log_dir) if log_dir else "none"]
     return (*size, *logs, *_written(given, kept))
+
+
+def _xargs_inside(given: Values, place: Where) -> list[str]:
+    """Of -x what is for the ranks, and for the command that starts agents."""
+    size: list[str] = []
+    for one in given.all("xargs"):
+        name, equals, value = one.text.partition("=")
+        if name[:1] not in "-~":
+            size += ["--env", one.text]
+        elif (name, value if equals else None) in place.request.step:
+            size += ["-x", one.text]
+    return size
 
 
 def _written(given: Values, kept: Iterable[str]) -> list[str]:

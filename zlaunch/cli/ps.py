@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,12 @@ from .. import registry
 from ..backends.scheduler import State
 from ..registry import BatchJob
 from ..surroundings import say
-from .queues import Unreachable, cluster, look_at
+from .grammar import UsageError
+from .queues import Elsewhere, Unreachable, cluster, is_settled, look_at, printable, remembered
 
 AT_ONCE = 8
 """Questions to a scheduler at a time."""
 _HEADS = ("JOB", "SCHEDULER", "STATE", "NODES x RANKS", "NAME", "FOLDER")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -31,6 +30,8 @@ class Row(NamedTuple):
     job: BatchJob
     state: State
     trouble: str = ""
+    alone: bool = False
+    """Whether the trouble says nothing of other jobs."""
 
 
 def ps(*, all_jobs: bool, as_json: bool) -> int:
@@ -40,7 +41,7 @@ def ps(*, all_jobs: bool, as_json: bool) -> int:
         OSError: the registry cannot be read.
     """
     found = registry.look()
-    rows = sorted(_rows(job for job in found.jobs if all_jobs or not job.ended), key=lambda row: row.job.submitted)
+    rows = sorted(_rows(found.jobs), key=lambda row: row.job.submitted)
     shown = [row for row in rows if all_jobs or not row.state.over]
     if as_json:
         sys.stdout.write(json.dumps([_plain(row) for row in shown], indent=2) + "\n")
@@ -50,7 +51,7 @@ def ps(*, all_jobs: bool, as_json: bool) -> int:
     for trouble in dict.fromkeys(row.trouble for row in shown if row.trouble):
         say(trouble)
     for path in found.odd:
-        say(f"left aside, since it is no entry that zlaunch wrote for you: {path}")
+        say(f"left aside, since it is no entry that zlaunch wrote for you: {printable(path)}")
     if not shown and not as_json:
         ended = "" if all_jobs or not found.jobs else "; -a lists those that have ended"
         say(f"there are no batch jobs of yours that zlaunch knows of{ended}")
@@ -63,21 +64,22 @@ def _rows(jobs: Iterable[BatchJob]) -> list[Row]:
 
     rows: list[Row] = []
     for (scheduler, _), group in groupby(sorted(jobs, key=whose), whose):
-        live: list[BatchJob] = []
+        asked: list[BatchJob] = []
         for job in group:
-            if job.ended:
-                rows.append(Row(job, State(job.word, job.why, over=True)))
+            if is_settled(job):
+                rows.append(Row(job, remembered(job)))
             else:
-                live.append(job)
-        if live:
-            rows += _ask(live, cluster(scheduler))
+                asked.append(job)
+        if asked:
+            found = _ask(asked, cluster(scheduler))
+            rows += [Row(row.job, remembered(row.job)) if row.trouble and row.job.ended else row for row in found]
     return rows
 
 
 def _ask(jobs: Sequence[BatchJob], here: str) -> list[Row]:
     """Of one cluster. Where the first question is in vain, the others are not put: each might take its time."""
     first = _row(jobs[0], here)
-    if first.trouble:
+    if first.trouble and not first.alone:
         return [first, *(Row(job, first.state, first.trouble) for job in jobs[1:])]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return [first, *pool.map(lambda job: _row(job, here), jobs[1:])]
@@ -86,8 +88,8 @@ def _ask(jobs: Sequence[BatchJob], here: str) -> list[Row]:
 def _row(job: BatchJob, here: str) -> Row:
     try:
         return Row(*look_at(job, here))
-    except Unreachable as error:
-        return Row(job, State("unreachable"), str(error))
+    except (Unreachable, UsageError) as error:
+        return Row(job, State("unreachable"), str(error), isinstance(error, Elsewhere))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -105,8 +107,7 @@ def size(job: BatchJob) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    # A name is the user's own and may have anything in it; on a terminal it shall not do anything.
-    plain = [[_CONTROL.sub("?", cell) for cell in row] for row in rows]
+    plain = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in plain)
     return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 
 from .. import registry
@@ -15,13 +16,25 @@ from ..errors import LaunchError
 from ..registry import BatchJob
 from .grammar import UsageError
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 SIGNAL_PATIENCE = 5.0
 """Seconds for a signal: scancel tries again and again where the job is in no state to be sent one."""
+ASK_AGAIN = 3600.0
+"""Seconds for which a scheduler is asked once more about a job that has ended: it may have been requeued."""
 _UNKNOWN = re.compile(r"invalid job ?id|is not found|job ?id \S+ unknown|unknown job|no such job", re.IGNORECASE)
 
 
 class Unreachable(Exception):
     """A scheduler that does not answer, or answers something else."""
+
+
+class Elsewhere(Unreachable):
+    """A job that the scheduler here has never heard of. Of others it may know."""
+
+
+def printable(text: str) -> str:
+    """A name, or a scheduler's word, may have anything in it; on a terminal it shall not do anything."""
+    return _CONTROL.sub("?", text)
 
 
 UNKNOWN = State("unknown", over=True)
@@ -65,7 +78,8 @@ def state(scheduler: str, job: str) -> State:
     table = _of(scheduler)
     lines = _answer(table.state_argv(job), table).splitlines()  # several of an array
     found = [one for line in lines if (one := table.state(line))]
-    return next((one for one in found if not one.over), found[-1] if found else UNKNOWN)
+    one = next((one for one in found if not one.over), found[-1] if found else UNKNOWN)
+    return one if one is UNKNOWN else one._replace(word=printable(one.word), why=printable(one.why))
 
 
 def cancel(scheduler: str, job: str) -> None:
@@ -101,28 +115,47 @@ def find(job: str, scheduler: str | None) -> BatchJob | None:
     return found[0] if found else None
 
 
-def look_at(job: BatchJob, here: str) -> tuple[BatchJob, State]:
+def is_settled(job: BatchJob) -> bool:
+    """Whether it has ended so long ago that nobody asks any more."""
+    return 0 < job.ended < time.time() - ASK_AGAIN
+
+
+def remembered(job: BatchJob) -> State:
+    """How a job has ended, as somebody saw it."""
+    return State(printable(job.word), printable(job.why), over=True)
+
+
+def look_at(job: BatchJob, here: str, *, again: bool = False) -> tuple[BatchJob, State]:
     """A job and its state; that it has ended is remembered.
 
     Args:
         job: what is known of it.
         here: the name of the cluster that we are on.
+        again: whether to ask also of one that has ended long ago.
 
     Raises:
+        UsageError: there is no such scheduler.
         Unreachable: nobody here can tell.
     """
-    if job.ended:
-        return job, State(job.word, job.why, over=True)
+    if is_settled(job) and not again:
+        return job, remembered(job)
     if job.cluster and here and job.cluster != here:
-        raise Unreachable(f"job {job.job} is of {title(job.scheduler)}'s cluster {job.cluster}, and this one is {here}")
+        whose = f"{title(job.scheduler)}'s cluster {printable(job.cluster)}"
+        raise Unreachable(f"job {job.job} is of {whose}, and this one is {here}")
     found = state(job.scheduler, job.job)
     if found is UNKNOWN:
+        if job.ended:
+            return job, remembered(job)
         # Schedulers forget jobs some minutes after their end. But another one than ours has never heard of it.
         if job.cluster != here or (not here and job.hostname != os.uname().nodename):
-            whose = title(job.scheduler)
-            raise Unreachable(f"job {job.job} is not known to {whose} here; it was submitted on {job.hostname}")
+            where = f"{title(job.scheduler)} here; it was submitted on {printable(job.hostname)}"
+            raise Elsewhere(f"job {job.job} is not known to {where}")
         found = State("ended", over=True)
-    return (registry.end(job, found.word, found.why) if found.over else job), found
+    if not found.over:
+        return (registry.revive(job) if job.ended else job), found
+    if job.ended and (job.word, job.why) == (found.word, found.why):
+        return job, found
+    return registry.end(job, found.word, found.why), found
 
 
 def _answer(argv: Sequence[str], table: Scheduler, patience: float = PATIENCE) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 
 from .. import registry
@@ -13,8 +14,17 @@ from .papers import Papers
 from .queues import cluster
 
 
-def remember(job: Job, papers: Papers, number: str) -> None:
-    """For ``zlaunch ps``, ``logs`` and ``stop``. The job is submitted, and no disk can change that."""
+def remember(job: Job, papers: Papers, number: str, answer: str) -> None:
+    """For ``zlaunch ps``, ``logs`` and ``stop``. The job is submitted, and no disk can change that.
+
+    Args:
+        job: what was submitted.
+        papers: and by which script.
+        number: the job's id.
+        answer: all that was said to the submission: Slurm writes ``12;other`` of a job on another cluster, where a
+            script's own lines, or our environment, have sent it.
+    """
+    other = re.search(rf"^{re.escape(number)};(\S+)$", answer, re.MULTILINE)
     outputs = schedulers.of(job.scheduler).outputs
     own = papers.own is not None
     elsewhere = own or any(name.lstrip("~") in outputs for name, _ in job.request.extra)
@@ -23,7 +33,7 @@ def remember(job: Job, papers: Papers, number: str) -> None:
         registry.add(
             registry.BatchJob(
                 scheduler=job.scheduler,
-                cluster=cluster(job.scheduler),
+                cluster=other[1] if other else cluster(job.scheduler),
                 job=registry.same_id(number),
                 name=job.request.name or job.name,
                 folder=os.path.abspath(papers.folder or ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ from .job import Job
 CANCELLED = 130
 LAUNCH_FAILED = 125
 TIMED_OUT = 124
+ECHO = 1.0
+"""Seconds within which a second SIGTERM or SIGHUP is the first one: schedulers send them to a group, and to each."""
 TIME_IS_UP = signal.SIGUSR2
 """By which LSF tells a job that its time limit has passed; it kills what is left after ten minutes."""
 HOSTLIST = "hpc_launcher_hostlist.txt"
@@ -74,7 +77,7 @@ def run(job: Job) -> int:
             say(str(error))
             return LAUNCH_FAILED
         except Interrupted as interrupted:
-            say(f"{_pressed(interrupted.number)}: nothing had started yet")
+            say(f"{_pressed(interrupted.number)}: no rank had started")
             return 128 + interrupted.number
         return _watch(running, job, bell)
 
@@ -162,7 +165,7 @@ def _watch(running: Run[None], job: Job, bell: Doorbell) -> int:
     running.add_done_callback(bell.done)
     reader = reader_to_watch(1) if job.view != "none" and job.ranks != "none" else None
     asked = 0  # the signal that asked first for the end
-    presses = 0
+    presses, last = 0, (0, 0.0)
     while (ring := bell.wait(reader)).kind != "done":
         if ring.kind == "broken":
             reader, asked = None, asked or signal.SIGPIPE
@@ -175,8 +178,11 @@ def _watch(running: Run[None], job: Job, bell: Doorbell) -> int:
             running.cancel()
         elif ring.signal == signal.SIGTSTP:
             say("Ctrl-Z is ignored: stopped ranks look dead to their peers; Ctrl-C ends the run")
+        elif ring.signal != signal.SIGINT and last[0] == ring.signal and time.monotonic() < last[1] + ECHO:
+            continue
         else:
             asked, presses = asked or ring.signal, presses + 1
+            last = ring.signal, time.monotonic()
             _end(running, presses, ring.signal, job.grace)
     return _status(running, asked)
 

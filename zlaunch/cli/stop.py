@@ -73,7 +73,7 @@ class _Stopping:
         """Where it stands. Raises Unreachable."""
         if self.known is None:
             return state(self.scheduler, self.id)
-        self.known, found = look_at(self.known, self._here)
+        self.known, found = look_at(self.known, self._here, again=True)
         return found
 
     def end(self, now: State, grace: float | None) -> State:

@@ -267,7 +267,7 @@ def _request(
         account=given.plain("account"),
         reservation=given.plain("reservation"),
         dependency=given.plain("dependency"),
-        minutes=None if minutes is None else math.ceil(minutes / 60) + 1,
+        minutes=None if minutes is None else math.ceil(minutes / 60),
         # All cores of a node are wanted, and how many it has nobody knows here.
         exclusive=given.flag("exclusive") or (sized.workers == "cpu" and not system.described("cores_per_node")),
         ranks_per_node=sized.ranks_per_node if counted and (not own or given.flag("procs-per-node")) else None,

@@ -42,7 +42,12 @@ class Bootstrap(Struct, frozen=True, kw_only=True):
         """
         if len(self.places) == 1:
             return next(iter(self.places.items()))
+        short: dict[str, list[str]] = {}
+        for place in self.places:
+            short.setdefault(place.partition(".")[0], []).append(place)
+        alike = {one: places[0] for one, places in short.items() if len(places) == 1}  # node1.x.org is known as node1
         name = next((name for name in names if name in self.places), None)
+        name = name or next((alike[name] for name in names if name in alike), None)
         if name is None:
             raise LookupError(f"this host is {' or '.join(names)}, and none of {', '.join(self.places)}")
         return name, self.places[name]
