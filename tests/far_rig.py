@@ -37,7 +37,7 @@ class Ears(logging.Handler):
         self.heard.put(record)
 
     def pids(self, count: int) -> dict[str, list[int]]:
-        """Wait until ``count`` ranks of ``far_steps.stay`` have said who they are; their pids there by rank, by host."""
+        """Wait until ``count`` ranks of ``far_steps.stay`` have said who they are; their pids there, by host."""
         said: dict[int, tuple[str, int]] = {}
         while len(said) < count:
             record = self.heard.get(timeout=PATIENCE)

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from bed import Bed, freezer, missing
+from bed.programs import until
 
 SILENCE = 0.3
 """Seconds in which something that takes a millisecond would have come."""
@@ -108,6 +109,7 @@ def test_processes_are_told_and_restore_finds_strays(fresh_bed: Bed) -> None:
     assert bed.processes("node1") == []
     with bed.popen("node1", ["sleep", "4321"], stdin=subprocess.DEVNULL) as sleeper:
         ssh(bed, "node1", "setsid sleep 1234 >&- 2>&- <&- &")
+        until(lambda: "sleep 1234" in dict(map(reversed, bed.processes("node1"))), "the shell becomes it")
         commands = {command: pid for pid, command in bed.processes("node1")}
         assert set(commands) == {"sleep 4321", "sleep 1234"}
         here = psutil.Process(bed.pid_in_root("node1", commands["sleep 1234"]))

@@ -43,6 +43,7 @@ def gpu_file():
         ("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n", "1 thread"),
         (f"import os\nfd = os.open({GPU_FILE!r}, os.O_RDONLY)\n", GPU_FILE),
     ],
+    ids=["a thread", "a GPU"],
 )
 def test_a_module_that_must_not_be_forked_is_named(tmp_path, text, words):
     (tmp_path / "busy.py").write_text(text)

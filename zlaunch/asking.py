@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -72,6 +73,7 @@ class Holder:
         self._printed, self._said = bytearray(), bytearray()
         self._told = ""
         self._given_up = os.eventfd(0, os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._given_up)  # not sooner: somebody may be about to write there
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
