@@ -364,7 +364,8 @@ def test_a_dry_run_shows_what_would_be_asked_and_needs_no_slurm(
     out = capsys.readouterr().out
     assert "salloc" not in out
     assert "\nagents: srun --jobid=12 " in out
-    assert " '--nodelist=<its nodes>' " in out
+    assert " --nodes=3 --ntasks=3 " in out
+    assert " '--nodelist=<node 1 of n[1-3]>,<node 2 of n[1-3]>,<node 3 of n[1-3]>' " in out
     assert "6 ranks on 3 hosts" in out
     assert {path.name for path in folder.iterdir()} == {"train.py", "own.sh"}
 

@@ -113,8 +113,7 @@ def shown(
     count = request.nodes or job.size or 1
     of = job.nodes or str(count)
     nodes = Nodes(job.id, tuple(f"<node {index + 1} of {of}>" for index in range(count)))
-    of_all = nodes._replace(names=("<its nodes>",) if count > 1 else nodes.names)
-    return nodes, scheduler.agents(of_all, launch, request.step, environ)
+    return nodes, _refusable(lambda: scheduler.agents(nodes, launch, request.step, environ))
 
 
 def allocate(
@@ -142,7 +141,8 @@ def allocate(
     nodes = current(scheduler, environ, request.nodes)
     if nodes is not None:
         command = _refusable(lambda: scheduler.agents(nodes, launch, request.step, environ))
-        found = _timed(Allocation(scheduler, nodes, command, launch.folder))
+        found = Allocation(scheduler, nodes, command, launch.folder)
+        found.look_at_the_clock()
         try:
             _write(command, launch.folder)
         except BaseException:
@@ -154,16 +154,13 @@ def allocate(
     begun(holder)
     try:
         _write(command, launch.folder)
-        return _timed(Allocation(scheduler, holder.wait(), command, launch.folder, holder))
+        found = Allocation(scheduler, holder.wait(), command, launch.folder, holder)
+        found.look_at_the_clock()
+        return found
     except BaseException:
         holder.end(by_itself=False)
         shutil.rmtree(launch.folder, ignore_errors=True)
         raise
-
-
-def _timed(nodes: Allocation) -> Allocation:
-    nodes.look_at_the_clock()
-    return nodes
 
 
 def current(scheduler: Scheduler, environ: Mapping[str, str], count: int | None = None) -> Nodes | None:
