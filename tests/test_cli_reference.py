@@ -235,3 +235,11 @@ def test_a_host_knows_itself_by_its_short_name_where_no_other_has_it() -> None:
     assert place("n1", "n1.x.org") == "n1"
     with pytest.raises(LookupError):
         place("n1.x.org", "n1.y.org")
+
+
+@pytest.mark.parametrize(("name", "line"), [("lsf", "-l run%J -- train.py"), ("flux", "-l 'a {{id}}' -- train.py")])
+def test_names_that_a_scheduler_would_change(name: str, line: str) -> None:
+    script = made(f"--scheduler {name} --bg {line}", SYSTEMS[name])
+    assert script.papers is not None
+    with pytest.raises(UsageError, match=r"LSF puts numbers|one of its templates"):
+        batch.script(script, script.papers)

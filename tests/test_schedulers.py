@@ -140,6 +140,13 @@ def test_what_is_refused_is_told_in_the_schedulers_words(site: Site) -> None:
     assert "nowhere" in done.stdout
 
 
+def test_what_is_wrong_on_all_nodes_is_told_once(slurm: Slurm) -> None:
+    code = "import zlaunch\nzlaunch.Launcher(hostnames='slurm', python='/nowhere/python', log_dir=None).start()"
+    done = slurm.run(["salloc", "-N3", sys.executable, "-c", code])
+    assert "LaunchError: node1, node2, node3: " in done.stderr
+    assert 0 < done.stderr.count("/nowhere/python: not found") <= 3, done.stderr  # each node's shell says it
+
+
 @pytest.mark.parametrize("how", ["killed", "cancelled", "its command killed"])
 def test_nothing_is_left_however_it_ends(breakable: Site, how: str) -> None:
     program = staying(breakable, '{"nodes": 2}')

@@ -97,6 +97,8 @@ class Flux(Scheduler):
             f'if [ "$FLUX_TASK_RANK" = 0 ]; then echo; echo {GRANTED} "$FLUX_JOB_ID" $(flux hostlist -e local); fi; '
             f"exec >/dev/null; {agent_line(self.name, launch)}"
         )
+        if "{{" in task:
+            raise Refused("setup", f"{launch.setup}: Flux would take {{{{ for one of its templates", "say it otherwise")
         script = (
             f"trap '' INT TERM; job=$(flux submit {shlex.join([*words, shell(launch), '-c', task])}) || exit; "
             'trap - INT TERM; echo "zlaunch-job $job" >&2; exec flux job attach "$job"'
@@ -150,6 +152,8 @@ class Flux(Scheduler):
 
     def place_options(self, folder: str, out: str | None, err: str | None) -> list[Option]:
         files = {"--output": out, "--error": err}
+        if "{{" in f"{out} {err}":
+            raise Refused("launch-dir", f"{out}: Flux would take this for one of its templates", "name another folder")
         return [("--cwd", folder), *((name, path) for name, path in files.items() if path is not None)]
 
     def flat(self, options: Sequence[Option]) -> list[str]:

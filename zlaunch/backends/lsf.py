@@ -149,6 +149,8 @@ class Lsf(Scheduler):
 
     def place_options(self, folder: str, out: str | None, err: str | None) -> list[Option]:
         files = {"-oo": out, "-eo": err}  # these overwrite, where -o and -e append
+        if re.search("%[JI]", f"{out} {err}"):
+            raise Refused("launch-dir", f"{out}: LSF puts numbers in place of %J and %I", "name another folder")
         return [("-cwd", folder), *((name, path) for name, path in files.items() if path is not None)]
 
     def directive(self, option: Option) -> str:

@@ -111,10 +111,11 @@ def script(job: Job, papers: Papers) -> str:
     directives: list[str] = []
     if job.scheduler:
         scheduler = schedulers.of(job.scheduler)
-        options = [
-            *scheduler.options(job.request, os.environ),
-            *scheduler.place_options(os.getcwd(), *papers.outputs()),
-        ]
+        try:
+            place = scheduler.place_options(os.getcwd(), *papers.outputs())
+            options = [*scheduler.options(job.request, os.environ), *place]
+        except Refused as refused:
+            raise UsageError(refused.message, refused.hint) from None
         words = merged(options, job.request.extra, scheduler.aliases)
         odd = next((value for _, value in words if value and _CONTROL.search(value)), None)
         if odd is not None:

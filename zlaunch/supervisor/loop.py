@@ -312,13 +312,15 @@ class SupervisorLoop:
             self._handle(on.AgentGone(host, "it was not started"))
 
     def _missing(self, missing: Sequence[tuple[int, str]]) -> str:
-        """Which agents did not come, and why; of many, some."""
-        texts = []
-        for host, reason in missing[:REPORTED]:
+        """Which agents did not come, and why; hosts of the same fate together, and of many fates some."""
+        fates: dict[str, list[str]] = {}
+        for host, reason in missing:
             agent = self.agents.get(host)
             late = agent.late() if agent else "its turn to be started had not come"
-            texts.append(f"{self.names[host]}: {reason or late}")
-        more = len(missing) - len(texts)
+            fates.setdefault(reason or late, []).append(self.names[host])
+        told = list(fates.items())[:REPORTED]
+        texts = [f"{_some(names)}: {fate}" for fate, names in told]
+        more = len(missing) - sum(len(names) for _, names in told)
         return "\n".join([*texts, f"... and {more} more"] if more > 0 else texts)
 
     def _tell(self, host: int, message: m.ToAgent, payload: memoryview | bytes | None = None) -> None:
@@ -379,3 +381,8 @@ def _disarm_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_disarm_in_child)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - REPORTED
+    return ", ".join(names[:REPORTED]) + (f" and {more} more" if more > 0 else "")
