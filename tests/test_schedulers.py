@@ -99,21 +99,23 @@ def test_from_outside_nodes_are_asked_for_and_given_back(site: Site, tmp_path: P
     words = argv(site.scheduler, '{"nodes": 2, "name": "a name; with $words"}')
     done = site.cluster.run(words, env={"SETUP": setup})
     assert done.stdout == results(*site.hosts[:2]), done.stderr
+    assert done.returncode == 0, done.stderr
     site.nothing_is_left()
     assert list((tmp_path / "cache").rglob("*")) in ([], [tmp_path / "cache" / "zlaunch"])  # nor any file
 
 
-def test_nobody_need_ask_for_the_result(slurm: Slurm) -> None:
+def test_nobody_need_ask_for_the_result(lsf_cluster: Lsf, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {HERE!r}); import far_steps, zlaunch\n"
-        "one = zlaunch.Launcher(hostnames='slurm', workers_per_host=1, backend=None, preload=(), log_dir=None)\n"
+        "one = zlaunch.Launcher(hostnames='lsf', workers_per_host=1, backend=None, preload=(), log_dir=None)\n"
         "run = one.submit(far_steps.here); print('submitted', flush=True); sys.stdin.read()\n"
     )
     words = [sys.executable, "-c", code]
-    program = slurm.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = lsf_cluster.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert program.stdout is not None
     assert program.stdout.readline() == "submitted\n"
-    sites.of_slurm(slurm).nothing_is_left()
+    sites.of_lsf(lsf_cluster).nothing_is_left()
+    until(lambda: list((tmp_path / "cache" / "zlaunch").iterdir()) == [], "the job's files are removed")
     assert program.poll() is None
     assert program.communicate("", timeout=20)[1] == ""
 
@@ -213,8 +215,8 @@ def test_what_a_job_of_slurms_has_left(slurm: Slurm) -> None:
     )
     done = slurm.run(["salloc", "--time=1", "-N1", sys.executable, "-c", code])
     little, much, name = done.stdout.split()
-    assert 30 < float(much) < float(little) < 60, done.stderr
-    assert float(little) - float(much) < 1.0  # a tenth of the minute is kept either way
+    assert 30 < float(much) < float(little) <= 54, done.stderr  # a tenth of the minute is kept
+    assert float(little) - float(much) < 1.0  # whatever the grace period is
     assert name == "('node1',)"
     without = slurm.run(["salloc", "-N1", sys.executable, "-c", code])
     assert without.stdout.split()[:2] == ["None", "None"], without.stderr

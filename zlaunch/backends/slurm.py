@@ -58,7 +58,7 @@ class Slurm(Scheduler):
         *(f"SLURM_NTASKS{of}" for of in ("", *map("_PER_{}".format, ("NODE", "CORE", "SOCKET", "GPU", "TRES")))),
         *("SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"),
         *("SLURM_DISTRIBUTION", "SLURM_EXPORT_ENV"),  # an export of few variables leaves agents without a PATH
-        *("SLURM_GPUS", "SLURM_EXCLUSIVE", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
+        *("SLURM_EXCLUSIVE", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
     )
     patterns: ClassVar[Mapping[str, str]] = {
         "Requested node configuration is not available": "Slurm does not start anything there",
