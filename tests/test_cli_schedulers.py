@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -279,7 +280,9 @@ def test_inside_of_a_job(site: Site, request: pytest.FixtureRequest, tmp_path: P
     )
     assert said(everything.out) == says(site, 2, 1, LINES, LINES, ""), everything.err
     assert (tmp_path / "hpc_launcher_hostlist.txt").read_text().split() == list(site.hosts[:2])
-    assert said(few.out) == says(site, 1, 1, "yes"), few.err
+    # jsrun takes whichever host it likes for fewer than all of a job's.
+    others = [says(replace(site, hosts=site.hosts[1:]), 1, 1, "yes")] if which == "coral" else []
+    assert said(few.out) in [says(site, 1, 1, "yes"), *others], few.err
     assert "whose nodes are taken as they are; left aside: -q, --account, --exclusive\n" in few.err
     assert (refused.status, refused.out) == (125, "")
     assert WORDS[which] in refused.err

@@ -87,10 +87,10 @@ def relay(tap: int, cable: socket.socket, delay: float, loss: float) -> None:
 def main() -> None:
     options = json.loads(sys.argv[1])
     kernel.enter(options["net"])
-    if pid := os.fork():
-        os.write(1, f"{pid}\n".encode())
+    if os.fork():
         os._exit(0)
     os.setsid()
+    os.write(1, f"{os.getpid()}\n".encode())
     tap, cable = open_tap(options["tap"]), open_cable(options["cable"])
     os.write(1, b"up\n")
     relay(tap, cable, options["delay_ms"] / 1e3, options["loss_percent"] / 100)
