@@ -283,7 +283,7 @@ def test_the_fourth_scheduler_on_its_page_is_whole() -> None:
     module.__package__ = "zlaunch.backends"
     exec(compile('"""Level 4' + code, "pbs.py", "exec"), module.__dict__)
     pbs: Scheduler = module.__dict__["Pbs"]()
-    assert {"name", "title", "submitter", "mark", "asked", "outputs"} <= vars(type(pbs)).keys()
+    assert {"name", "title", "submitter", "mark", "asked", "outputs", "unknown"} <= vars(type(pbs)).keys()
     request = AllocationRequest(nodes=2, ranks_per_node=4, minutes=90, dependency="afterok:12", name="a b")
     words = " ".join(pbs.words(request, {}))
     assert "select=2:" in words

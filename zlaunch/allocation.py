@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .asking import Holder, answer
+from .asking import Holder, answer, send
 from .backends import schedulers
 from .backends.scheduler import Command, Launch, Nodes, Refused, Scheduler
 from .errors import LaunchError
@@ -67,15 +66,7 @@ class Allocation:
     def cancel(self) -> None:
         """Have the scheduler end what we asked for; does not wait for it."""
         self._cancelled = True
-        with suppress(OSError):
-            subprocess.Popen(
-                self.scheduler.cancel_argv(self.nodes.job),
-                env=self.scheduler.environment(os.environ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        send(self.scheduler, self.scheduler.cancel_argv(self.nodes.job))
 
     def release(self) -> None:
         """Give back what we asked for, and remove our files; a job of somebody else's making is left alone."""

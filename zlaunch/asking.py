@@ -9,8 +9,9 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 
 from .backends.scheduler import Command, Nodes, Scheduler, granted
 from .errors import LaunchError
@@ -28,9 +29,21 @@ LAST_PATIENCE = 1.0
 
 
 def call(
-    scheduler: Scheduler, argv: Sequence[str], patience: float = PATIENCE, stdin: str | None = None
+    scheduler: Scheduler,
+    argv: Sequence[str],
+    patience: float = PATIENCE,
+    *,
+    stdin: str | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of a scheduler's; ``stdin`` is a file that it reads.
+    """Run a command of a scheduler's.
+
+    Args:
+        scheduler: whose.
+        argv: the command.
+        patience: seconds that it may take.
+        stdin: a file that it reads.
+        more: variables on top of our environment.
 
     Raises:
         LaunchError: it could not be started, or has not ended in time.
@@ -39,7 +52,7 @@ def call(
         with open(stdin or os.devnull) as file:
             return subprocess.run(
                 argv,
-                env=scheduler.environment(os.environ),
+                env=scheduler.environment({**os.environ, **more}),
                 stdin=file,
                 capture_output=True,
                 text=True,
@@ -59,6 +72,19 @@ def answer(scheduler: Scheduler, argv: Sequence[str]) -> str:
     if done.returncode:
         raise LaunchError(f"{argv[0]} ended with status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
+
+
+def send(scheduler: Scheduler, argv: Sequence[str]) -> None:
+    """Start a command that nobody waits for, nor hears."""
+    with suppress(OSError):
+        subprocess.Popen(
+            argv,
+            env=scheduler.environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 class Holder:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from .access import Access, config_path
-from .allocation import allocate, current, places_of, private_folder, wanted
+from .allocation import allocate, places_of, private_folder, wanted
 from .asking import Holder
 from .backends.scheduler import Launch
 from .cluster import Cluster
@@ -358,7 +358,10 @@ class Launcher:
                 access, scheduler=scheduler, together=nodes.command, folder=nodes.folder, allocation=nodes
             )
             try:
-                cluster = Cluster(places_of(nodes.nodes), access, settings, nodes.release)
+                places = places_of(nodes.nodes)
+                if can_count(self, places):
+                    counted(self, places, {})
+                cluster = Cluster(places, access, settings, nodes.release)
             except BaseException:
                 nodes.release()
                 raise
@@ -375,11 +378,10 @@ class Launcher:
         return () if kind == "command" else self.preload
 
     def _places(self) -> tuple[HostPlan, ...]:
-        """Our hosts, with their ranks still to be counted; none where a scheduler has to be asked for them first."""
+        """Our hosts, with their ranks still to be counted; none as long as a scheduler has not told of them."""
         cluster, names = self._shared.cluster, self.hostnames
-        if scheduler := wanted(names, os.environ):
-            nodes = None if cluster else current(scheduler, os.environ, self.request.nodes)
-            return cluster.hosts if cluster else places_of(nodes) if nodes else ()
+        if wanted(names, os.environ):
+            return cluster.hosts if cluster else ()
         known = {host.name: host.here for host in cluster.hosts} if cluster else {}
         if known and not isinstance(names, str) and known.keys() >= set(names) and len(set(names)) == len(names) > 0:
             return tuple(HostPlan(i, name, 0, known[name]) for i, name in enumerate(names))

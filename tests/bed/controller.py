@@ -35,9 +35,13 @@ def hold(options: dict[str, Any]) -> None:
 def main() -> None:
     options = json.loads(sys.argv[1])
     kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_NAMES | kernel.NEW_PIDS)
+    named, tell = os.pipe()
     if pid := os.fork():
         os.write(1, f"{pid}\n".encode())
         os._exit(0)
+    os.close(tell)
+    os.read(named, 1)  # until our number is told, which only the other one knows: "up" comes after it
+    os.close(named)
     hold(options)
 
 

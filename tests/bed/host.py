@@ -83,9 +83,13 @@ def main() -> None:
     kernel.enter(options["net"])
     os.close(options["net"])  # the bed says how long the network lives
     kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_NAMES | kernel.NEW_IPC | kernel.NEW_PIDS)
+    named, tell = os.pipe()
     if pid := os.fork():
         os.write(1, f"{pid}\n".encode())
         os._exit(0)
+    os.close(tell)
+    os.read(named, 1)  # until our number is told, which only the other one knows: "up" comes after it
+    os.close(named)
     be_host(options)
 
 

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from . import leftovers, slurm_conf
+from .commands import Commands
 from .hosts import Bed
 from .network import HEAD
 from .programs import PATH, PATIENCE, BedError, Program, started, until
@@ -38,7 +39,7 @@ def missing() -> str | None:
     return f"a Slurm on the test bed needs {' '.join(dict.fromkeys(absent))}" if absent else None
 
 
-class Slurm:
+class Slurm(Commands):
     """A cluster of all hosts of the bed, idle when the constructor returns.
 
     A host that is booted again comes back by itself; ``ready`` waits for that. Commands find the configuration by
@@ -102,34 +103,6 @@ class Slurm:
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_", "SALLOC_"))}
         return ours | self.environ | dict(more or {})
 
-    def run(
-        self, argv: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the head; what it prints is returned.
-
-        ``env`` is added to our environment; ``options`` are those of ``subprocess.run``, 30 s for ``timeout``.
-        """
-        defaults: dict[str, Any] = {"text": True, "timeout": 30, "check": False, "capture_output": True}
-        if "input" not in options:
-            defaults["stdin"] = subprocess.DEVNULL
-        if "stdout" in options or "stderr" in options:
-            del defaults["capture_output"]
-        return subprocess.run(list(map(str, argv)), env=self._environment(env), **(defaults | options))  # noqa: PLW1510
-
-    def popen(
-        self, argv: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, **options: Any
-    ) -> subprocess.Popen[str]:
-        """Start a command on the head; ``options`` are those of ``subprocess.Popen``, text mode is the default."""
-        chosen: dict[str, Any] = {"text": True, "stdin": subprocess.DEVNULL} | options
-        return subprocess.Popen(list(map(str, argv)), env=self._environment(env), **chosen)
-
-    def ask(self, *argv: str | Path | int, **options: Any) -> str:
-        """What a command on the head prints. Raises ``BedError`` where it fails."""
-        done = self.run(argv, **options)
-        if done.returncode != 0:
-            raise BedError(f"{' '.join(map(str, argv))}: {done.returncode}: {done.stderr.strip()}")
-        return done.stdout.strip()
-
     # -- jobs and nodes
 
     def submit(self, *options: str | Path | int, **more: Any) -> int:
@@ -140,25 +113,6 @@ class Slurm:
         """``PENDING``, ``RUNNING``, ``COMPLETED`` ... A job that is unknown, or is so by now, has ``""``."""
         done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"])
         return done.stdout.strip()
-
-    def wait(self, job: int, *states: str, seconds: float = PATIENCE) -> str:
-        """Until the job has one of these states, which is returned.
-
-        Raises:
-            BedError: it has not within these seconds.
-        """
-        state = ""
-
-        def reached() -> bool:
-            nonlocal state
-            state = self.state(job)
-            return state in states
-
-        try:
-            until(reached, f"job {job}", seconds)
-        except BedError as error:
-            raise BedError(f"{error}: not {' or '.join(states)} but {state or 'unknown'}") from None
-        return state
 
     def nodes(self) -> dict[str, str]:
         """The state of each host in Slurm's eyes: ``idle``, ``mixed``, ``allocated``, ``down*`` ..."""

@@ -13,16 +13,16 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from bed import Bed, BedError
+from bed.commands import Commands
 from bed.programs import PATIENCE
 
 from .grammar import Refusal
@@ -125,7 +125,7 @@ Handler = Callable[[Call], Awaitable[int]]
 Shepherd = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Cluster:
+class Cluster(Commands):
     """The base of a simulator; up when the constructor returns. ``commands`` says what programs there are.
 
     Args:
@@ -250,43 +250,6 @@ class Cluster:
     def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(self.OWN)}
         return ours | self.environ | dict(more or {})
-
-    def run(
-        self, argv: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the head; what it prints is returned.
-
-        ``env`` is added to our environment; ``options`` are those of ``subprocess.run``, 30 s for ``timeout``.
-        """
-        defaults: dict[str, Any] = {"text": True, "timeout": 30, "check": False, "capture_output": True}
-        if "input" not in options:
-            defaults["stdin"] = subprocess.DEVNULL
-        if "stdout" in options or "stderr" in options:
-            del defaults["capture_output"]
-        done: subprocess.CompletedProcess[str] = self._start(subprocess.run, argv, env, defaults | options)
-        return done
-
-    def popen(
-        self, argv: Sequence[str | Path | int], *, env: Mapping[str, str] | None = None, **options: Any
-    ) -> subprocess.Popen[str]:
-        """Start a command on the head; ``options`` are those of ``subprocess.Popen``, text mode is the default."""
-        chosen = {"text": True, "stdin": subprocess.DEVNULL} | options
-        process: subprocess.Popen[str] = self._start(subprocess.Popen, argv, env, chosen)
-        return process
-
-    def _start(
-        self, start: Any, argv: Iterable[str | Path | int], env: Mapping[str, str] | None, options: dict[str, Any]
-    ) -> Any:
-        environ = self._environment(env)
-        program, *words = map(str, argv)
-        return start([shutil.which(program, path=environ["PATH"]) or program, *words], env=environ, **options)
-
-    def ask(self, *argv: str | Path | int, **options: Any) -> str:
-        """What a command on the head prints. Raises ``BedError`` where it fails."""
-        done = self.run(argv, **options)
-        if done.returncode != 0:
-            raise BedError(f"{' '.join(map(str, argv))}: {done.returncode}: {done.stderr.strip()}")
-        return done.stdout.strip()
 
     def call(self, coroutine: Any) -> Any:
         """Run it in the loop, from another thread; what it returns."""

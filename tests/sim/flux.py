@@ -21,8 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bed import Bed, BedError
-from bed.programs import PATIENCE, until
+from bed import Bed
 
 from . import flux_ask, flux_job_commands, flux_submit
 from .core import Call, Cluster
@@ -142,21 +141,6 @@ class Flux(Cluster):
         A job that is unknown has ``""``.
         """
         return self.run(["flux", "jobs", "-no", "{status}", job]).stdout.strip()
-
-    def wait(self, job: str, *states: str, seconds: float = PATIENCE) -> str:
-        """Until the job has one of these states, which is returned. Raises ``BedError`` where it has not in time."""
-        state = ""
-
-        def reached() -> bool:
-            nonlocal state
-            state = self.state(job)
-            return state in states
-
-        try:
-            until(reached, f"job {job}", seconds)
-        except BedError as error:
-            raise BedError(f"{error}: not {' or '.join(states)} but {state or 'unknown'}") from None
-        return state
 
     def restore(self) -> None:
         """No job, and all hosts up and healed. Raises ``AssertionError`` for processes that a job left there."""

@@ -11,26 +11,12 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from ..model import AllocationRequest
-from .scheduler import (
-    GRANTED,
-    Command,
-    Job,
-    Launch,
-    Nodes,
-    Option,
-    Refused,
-    Scheduler,
-    State,
-    agent_line,
-    dependencies,
-    flat,
-    merged,
-    shell,
-)
+from .dependency import dependencies
+from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State, spelled
 
 _KINDS = {"after": "afterstart", "afterany": "afterany", "afterok": "afterok", "afternotok": "afternotok"}
 _ID = r"[\wƒ.]+"
@@ -40,8 +26,6 @@ _SHELL: tuple[Option, ...] = (
     ("-ocpu-affinity", "off"),  # else an agent, and its ranks, have one core
     ("-ogpu-affinity", "off"),  # else they have no GPU
 )
-
-
 _FOR_EVER = 2**32 - 1
 """Seconds that ``flux job timeleft`` prints for a job without a limit."""
 _OF_JOBS = ("--exclusive", "--setattr", "-o")
@@ -53,7 +37,7 @@ class Flux(Scheduler):
 
     name, title, submitter, mark = "flux", "Flux", "flux", "# flux:"
     asked = "flux jobs -a {}"
-    aliases: ClassVar[Mapping[str, str]] = {"-N": "--nodes", "-q": "--queue", "-B": "--bank", "-t": "--time-limit"}
+    aliases: ClassVar[Mapping[str, str]] = spelled("-N=--nodes -q=--queue -B=--bank -t=--time-limit")
     outputs = frozenset(("--output", "--error"))
     unset = ("SLURMD_NODENAME",)  # of a job of Slurm's that the instance is in: each agent would take itself for that
     sets: ClassVar[Mapping[str, str]] = {"FLUX_F58_FORCE_ASCII": "1"}
@@ -61,6 +45,8 @@ class Flux(Scheduler):
         "Operation not permitted": "only the owner of a Flux instance may start programs in it"
     }
     chatter = re.compile(r"zlaunch-job |.*: (exception|job\.exception).*canceled")
+
+    unknown = re.compile(r"unknown job|job ?id \S+ unknown|no such job")
 
     def job_in(self, environ: Mapping[str, str]) -> Job | None:
         uri = environ.get("FLUX_URI")
@@ -86,24 +72,23 @@ class Flux(Scheduler):
 
     def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
         ranks = ",".join(nodes.ids) or "<ranks>"
-        words = flat(merged([("-r", ranks)], [one for one in step if not one[0].startswith(_OF_JOBS)], {}))
-        return Command(("flux", "exec", *words, shell(launch), "-c", agent_line(self.name, launch)))
+        words = self.flat(self.merged([("-r", ranks)], [one for one in step if not one[0].startswith(_OF_JOBS)]))
+        return Command(("flux", "exec", *words, launch.shell, "-c", launch.line(self.name)))
 
     def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
         options = [*self.options(request, environ), ("--tasks-per-node", "1"), *_SHELL]
-        asked = merged(options, [*map(_named, request.extra)], self.aliases)
-        words = self.flat(merged(asked, [*map(_named, request.step)], self.aliases))
+        words = self.flat(self.merged(self.merged(options, request.extra), request.step))
         task = (
             f'if [ "$FLUX_TASK_RANK" = 0 ]; then echo; echo {GRANTED} "$FLUX_JOB_ID" $(flux hostlist -e local); fi; '
-            f"exec >/dev/null; {agent_line(self.name, launch)}"
+            f"exec >/dev/null; {launch.line(self.name)}"
         )
         if "{{" in task:
             raise Refused("setup", f"{launch.setup}: Flux would take {{{{ for one of its templates", "say it otherwise")
         script = (
-            f"trap '' INT TERM; job=$(flux submit {shlex.join([*words, shell(launch), '-c', task])}) || exit; "
+            f"trap '' INT TERM; job=$(flux submit {shlex.join([*words, launch.shell, '-c', task])}) || exit; "
             'trap - INT TERM; echo "zlaunch-job $job" >&2; exec flux job attach "$job"'
         )
-        return Command((shell(launch), "-c", script))
+        return Command((launch.shell, "-c", script))
 
     # --- a job's life -----------------------------------------------------------------------------------------------
 
@@ -127,6 +112,9 @@ class Flux(Scheduler):
 
     def cancel_argv(self, job: str) -> tuple[str, ...]:
         return ("flux", "cancel", job)
+
+    def cluster(self, environ: Mapping[str, str], ask: Callable[[tuple[str, ...]], str]) -> str:
+        return environ.get("FLUX_URI", "")  # an instance is known by where it listens, but for the system's own
 
     def warn_argv(self, job: str) -> tuple[str, ...]:
         return ("flux", "job", "kill", "-s", "SIGTERM", job)
@@ -156,11 +144,14 @@ class Flux(Scheduler):
             raise Refused("launch-dir", f"{out}: Flux would take this for one of its templates", "name another folder")
         return [("--cwd", folder), *((name, path) for name, path in files.items() if path is not None)]
 
+    def merged(self, options: Sequence[Option], extra: Sequence[Option]) -> list[Option]:
+        return super().merged(options, [*map(_named, extra)])
+
     def flat(self, options: Sequence[Option]) -> list[str]:
         words: list[str] = []
         for name, value in options:  # -o exit-timeout=none
             is_shell = name.startswith("-o") and len(name) > 2
-            words += ["-o", f"{name[2:]}={value}" if value else name[2:]] if is_shell else flat([(name, value)])
+            words += ["-o", f"{name[2:]}={value}" if value else name[2:]] if is_shell else super().flat([(name, value)])
         return words
 
     def directive(self, option: Option) -> str:

@@ -12,23 +12,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 from ..model import AllocationRequest
-from .scheduler import (
-    GRANTED,
-    KEYS,
-    Command,
-    Job,
-    Launch,
-    Nodes,
-    Option,
-    Refused,
-    Scheduler,
-    State,
-    agent_line,
-    dependencies,
-    flat,
-    merged,
-    shell,
-)
+from .dependency import dependencies
+from .scheduler import GRANTED, KEYS, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State
 
 _KINDS = {"after": "started", "afterany": "ended", "afterok": "done", "afternotok": "exit"}
 _JSRUN: tuple[Option, ...] = (
@@ -49,6 +34,8 @@ class Lsf(Scheduler):
     of_steps = frozenset(("--bind", "--smpiargs"))
     reads_script, stdin_is_link = True, False
     chatter = re.compile(r"<<(Waiting for dispatch|Starting on)|Job <\d+> is submitted")
+
+    unknown = re.compile(r"is not found")
 
     def job_in(self, environ: Mapping[str, str]) -> Job | None:
         job, hosts = environ.get("LSB_JOBID"), _hosts(environ)
@@ -87,9 +74,9 @@ class Lsf(Scheduler):
             why = f"{folder}: nobody says how bsub and blaunch pass such a name on"
             raise Refused("the folder for LSF's files", why, "set XDG_CACHE_HOME to one without odd characters")
         if _is_coral(environ):  # where jsrun ends at once in an environment with a TMPDIR
-            argv = f"env -u TMPDIR jsrun --nrs={count} {shlex.join(flat(merged(_JSRUN, step, {})))}"
+            argv = f"env -u TMPDIR jsrun --nrs={count} {shlex.join(self.flat(self.merged(_JSRUN, step)))}"
         else:
-            argv = f"blaunch {shlex.join(flat(merged([('-n', None)], step, {})))} -z {hosts}"
+            argv = f"blaunch {shlex.join(self.flat(self.merged([('-n', None)], step)))} -z {hosts}"
         # LSF's warning of a time limit is for zlaunch: it would end blaunch, and that all agents, before their ranks.
         return f"trap '' USR2; (umask 077; head -n 1 >{folder}/{KEYS}) && exec {argv} {folder}/agent.sh >/dev/null"
 
@@ -154,7 +141,7 @@ class Lsf(Scheduler):
         return [("-cwd", folder), *((name, path) for name, path in files.items() if path is not None)]
 
     def directive(self, option: Option) -> str:
-        return shlex.join(flat([option]))
+        return shlex.join(self.flat([option]))
 
     def submit_argv(self, path: str, words: Sequence[str] = (), arguments: Sequence[str] = ()) -> tuple[str, ...]:
         if arguments:
@@ -168,7 +155,7 @@ class Lsf(Scheduler):
 
 
 def _agent_script(launch: Launch) -> dict[str, str]:
-    return {"agent.sh": f"#!/usr/bin/env {shell(launch)}\nexec <{launch.folder}/{KEYS}\n{agent_line('lsf', launch)}\n"}
+    return {"agent.sh": f"#!/usr/bin/env {launch.shell}\nexec <{launch.folder}/{KEYS}\n{launch.line('lsf')}\n"}
 
 
 def _is_coral(environ: Mapping[str, str]) -> bool:

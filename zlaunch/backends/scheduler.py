@@ -4,7 +4,7 @@
 same on them as soon as it has them: it says ``GRANTED``, the job's id and the nodes' names in a line on its stdout, and
 then reads the agents' line on its stdin. *As a batch job* a script that runs zlaunch is submitted.
 
-A new scheduler is one more module with a subclass of ``Scheduler``, and one more word in ``schedulers.TABLE``.
+A new scheduler is one more module with a subclass of ``Scheduler``, and one more word in ``backends.SCHEDULERS``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from ..model import AllocationRequest
@@ -68,6 +68,17 @@ class Launch(NamedTuple):
     folder: str = "<folder>"
     """That all nodes see, and only we may read: for files that a command needs. Without any it is not made."""
 
+    @property
+    def shell(self) -> str:
+        """Which shell runs it: what sites have users type, ``module load``, is a function of bash's as a rule."""
+        return "bash" if self.setup else "sh"
+
+    def line(self, scheduler: str) -> str:
+        """What that runs; ``scheduler`` is for people who look at processes."""
+        code = [self.python, "-c", remote_code("zlaunch.agent.main:main"), f"zlaunch-agent:{scheduler}"]
+        line = f"exec {shlex.join(code)}"
+        return f"{{ {self.setup}\n}} </dev/null && {line}" if self.setup else line
+
 
 class Command(NamedTuple):
     """What starts agents."""
@@ -122,6 +133,10 @@ class Scheduler(ABC):
     """What may be found in the last words of a command that failed, and what it means."""
     chatter: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
     """Lines on a command's stderr that say nothing of a failure."""
+    unknown: ClassVar[re.Pattern[str]]
+    """What a command says that does not know a job, whatever the case of its letters."""
+    away: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
+    """Arguments that put a batch job to another cluster than the one that we are on."""
 
     # --- where we are -----------------------------------------------------------------------------------------------
 
@@ -204,6 +219,17 @@ class Scheduler(ABC):
     def warn_argv(self, job: str) -> tuple[str, ...]:
         """What sends SIGTERM to the zlaunch of a batch job."""
 
+    def cluster(self, environ: Mapping[str, str], ask: Callable[[tuple[str, ...]], str]) -> str:
+        """What it calls the machine that we are on, where two may share a home; empty where it does not say.
+
+        ``ask`` runs a command, and is what that prints; nothing where it fails.
+        """
+        return ""
+
+    def sent_to(self, answer: str) -> str:
+        """The other cluster that a job was submitted to after all, from what the submission printed; else empty."""
+        return ""
+
     # --- what is asked for ------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -221,11 +247,34 @@ class Scheduler(ABC):
 
     def words(self, request: AllocationRequest, environ: Mapping[str, str], *, own: bool = False) -> list[str]:
         """The same as arguments, with the user's own."""
-        return self.flat(merged(self.options(request, environ, own=own), request.extra, self.aliases))
+        return self.flat(self.merged(self.options(request, environ, own=own), request.extra))
+
+    def merged(self, options: Sequence[Option], extra: Sequence[Option]) -> list[Option]:
+        """The user's own arguments win over ours of the same name, and one with ``~`` before it only removes.
+
+        The first stands where ours of its name stood; a new one comes last, and so do more of one name: whether the
+        last of them counts, or all do, is the scheduler's to say.
+        """
+        kept = list(options)
+        theirs: set[str] = set()
+        for name, value in extra:
+            long = self.aliases.get(name.lstrip("~"), name.lstrip("~"))
+            places = [i for i, (other, _) in enumerate(kept) if other == long and long not in theirs]
+            at = places[0] if places else len(kept)
+            if name.startswith("~"):
+                kept = [option for option in kept if option[0] != long]
+            else:
+                kept = [option for i, option in enumerate(kept) if i not in places]
+                kept.insert(at, (long, value))
+                theirs.add(long)
+        return kept
 
     def flat(self, options: Sequence[Option]) -> list[str]:
         """Options as the words of a command line."""
-        return flat(options)
+        words: list[str] = []
+        for name, value in options:
+            words += [name] if value is None else [f"{name}={value}"] if name.startswith("--") else [name, value]
+        return words
 
     # --- batch jobs -------------------------------------------------------------------------------------------------
 
@@ -246,53 +295,9 @@ class Scheduler(ABC):
         """The id in what it prints."""
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
-
-
-def merged(options: Sequence[Option], extra: Sequence[Option], aliases: Mapping[str, str]) -> list[Option]:
-    """The user's own arguments win over ours of the same name, and one with ``~`` before it only removes.
-
-    The first stands where ours of its name stood; a new one comes last, and so do more of one name: whether the last of
-    them counts, or all do, is the scheduler's to say.
-    """
-    kept = list(options)
-    theirs: set[str] = set()
-    for name, value in extra:
-        long = aliases.get(name.lstrip("~"), name.lstrip("~"))
-        places = [i for i, (other, _) in enumerate(kept) if other == long and long not in theirs]
-        at = places[0] if places else len(kept)
-        if name.startswith("~"):
-            kept = [option for option in kept if option[0] != long]
-        else:
-            kept = [option for i, option in enumerate(kept) if i not in places]
-            kept.insert(at, (long, value))
-            theirs.add(long)
-    return kept
-
-
 def spelled(text: str) -> dict[str, str]:
     """``-N=--nodes -t=--time`` as ``aliases``."""
     return dict(pair.split("=") for pair in text.split())
-
-
-def flat(options: Sequence[Option]) -> list[str]:
-    """As the words of a command line."""
-    words: list[str] = []
-    for name, value in options:
-        words += [name] if value is None else [f"{name}={value}"] if name.startswith("--") else [name, value]
-    return words
-
-
-def agent_line(scheduler: str, launch: Launch) -> str:
-    """What a node's shell runs."""
-    code = [launch.python, "-c", remote_code("zlaunch.agent.main:main"), f"zlaunch-agent:{scheduler}"]
-    line = f"exec {shlex.join(code)}"
-    return f"{{ {launch.setup}\n}} </dev/null && {line}" if launch.setup else line
-
-
-def shell(launch: Launch) -> str:
-    """Which shell runs it: what sites have users type, ``module load``, is a function of bash's as a rule."""
-    return "bash" if launch.setup else "sh"
 
 
 def granted(said: str) -> Nodes | None:
@@ -302,31 +307,3 @@ def granted(said: str) -> Nodes | None:
         if line.endswith("\n") and len(words) > 1 and words[0] == GRANTED:
             return Nodes(words[1], tuple(words[2:]))
     return None
-
-
-# --- dependencies ---------------------------------------------------------------------------------------------------
-
-
-class Dependency(NamedTuple):
-    """``afterok:12:13``."""
-
-    kind: str
-    ids: tuple[str, ...]
-
-
-def dependencies(text: str, like: str = r"\w+") -> tuple[list[Dependency], bool]:
-    """The parts of ``afterok:12:13,afterany:14``, and whether one of them is enough (``?`` between them).
-
-    Raises:
-        Refused: it is none of this form.
-    """
-    found = []
-    for part in re.split(r"[,?]", text):
-        kind, *ids = part.split(":")
-        if not re.fullmatch(r"after(any|ok|notok)?", kind) or not ids or not all(re.fullmatch(like, i) for i in ids):
-            hint = f"did you mean afterok:{text}?" if re.fullmatch(like, text) else "for example afterok:1234"
-            raise Refused("dependency", f"{text}: this is no dependency", hint)
-        found.append(Dependency(kind, tuple(ids)))
-    if "," in text and "?" in text:
-        raise Refused("dependency", f"{text}: , and ? cannot be mixed", "write one of them")
-    return found, "?" in text

@@ -9,26 +9,11 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from ..model import AllocationRequest
-from .scheduler import (
-    GRANTED,
-    Command,
-    Job,
-    Launch,
-    Nodes,
-    Option,
-    Refused,
-    Scheduler,
-    State,
-    agent_line,
-    flat,
-    merged,
-    shell,
-    spelled,
-)
+from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State, spelled
 
 _SAFE = re.compile(r"[\w@%+=:,./~?\[\]-]*", re.ASCII)
 _DEPENDENCY = re.compile(
@@ -68,6 +53,9 @@ class Slurm(Scheduler):
         r"salloc: (Granted|Pending|Waiting|Nodes|job \d+ (queued|has been allocated)|Relinquish)|srun: cluster config"
     )
 
+    unknown = re.compile(r"invalid job ?id")
+    away = re.compile(r"-M|--clusters?$")
+
     def job_in(self, environ: Mapping[str, str]) -> Job | None:
         job, nodes = environ.get("SLURM_JOB_ID"), environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
         count = environ.get("SLURM_JOB_NUM_NODES", "")
@@ -87,18 +75,18 @@ class Slurm(Scheduler):
 
     def agents(self, nodes: Nodes, launch: Launch, step: Sequence[Option], environ: Mapping[str, str]) -> Command:
         options = _step(str(len(nodes.names)), ",".join(nodes.names), _gpus(environ))
-        words = flat(merged([("--jobid", nodes.job), *options], step, self.aliases))
-        return Command(("srun", *words, shell(launch), "-c", agent_line(self.name, launch)))
+        words = self.flat(self.merged([("--jobid", nodes.job), *options], step))
+        return Command(("srun", *words, launch.shell, "-c", launch.line(self.name)))
 
     def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
-        options = merged(_step(_COUNT, _NODELIST, None), request.step, self.aliases)
-        words = [f"{o}={v}" if v in (_COUNT, _NODELIST) else shlex.join(flat([(o, v)])) for o, v in options]
+        options = self.merged(_step(_COUNT, _NODELIST, None), request.step)
+        words = [f"{o}={v}" if v in (_COUNT, _NODELIST) else shlex.join(self.flat([(o, v)])) for o, v in options]
         script = (
             f'echo; echo {GRANTED} "$SLURM_JOB_ID" $(scontrol show hostnames "$SLURM_JOB_NODELIST"); '
             f"unset {' '.join(self.unset)}; "
-            f"exec srun {' '.join(words)} {shell(launch)} -c {shlex.quote(agent_line(self.name, launch))} >/dev/null"
+            f"exec srun {' '.join(words)} {launch.shell} -c {shlex.quote(launch.line(self.name))} >/dev/null"
         )
-        return Command(("salloc", *self.words(request, environ), shell(launch), "-c", script))
+        return Command(("salloc", *self.words(request, environ), launch.shell, "-c", script))
 
     def job_of(self, said: str) -> str | None:
         found = re.findall(r"salloc: (?:Pending job|Granted job|job) (?:allocation )?(\d+)", said)
@@ -126,6 +114,14 @@ class Slurm(Scheduler):
 
     def cancel_argv(self, job: str) -> tuple[str, ...]:
         return ("scancel", job)
+
+    def cluster(self, environ: Mapping[str, str], ask: Callable[[tuple[str, ...]], str]) -> str:
+        named = environ.get("SLURM_CLUSTER_NAME")
+        found = None if named else re.search(r"^ClusterName\s*=\s*(\S+)", ask(("scontrol", "show", "config")), re.M)
+        return named or (found[1] if found else "")
+
+    def sent_to(self, answer: str) -> str:
+        return answer.strip().rsplit("\n", 1)[-1].partition(";")[2]
 
     def warn_argv(self, job: str) -> tuple[str, ...]:
         return ("scancel", "--batch", "--signal=TERM", job)

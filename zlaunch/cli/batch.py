@@ -6,14 +6,13 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from .._version import __version__
 from ..asking import call
 from ..backends import batch_script, schedulers
-from ..backends.scheduler import Refused, merged
+from ..backends.scheduler import Refused
 from ..errors import LaunchError
 from ..surroundings import say
 from .grammar import UsageError
@@ -52,8 +51,8 @@ def batch(job: Job, papers: Papers) -> int:
         return 0
     scheduler = schedulers.of(job.scheduler)
     try:
-        with _set(variables):  # schedulers give a job the environment that it is submitted from
-            done = call(scheduler, argv, PATIENCE, stdin)
+        # Schedulers give a job the environment that it is submitted from.
+        done = call(scheduler, argv, PATIENCE, stdin=stdin, more=variables)
     except LaunchError as error:
         return _failed(str(error))
     said, number = done.stderr.strip(), scheduler.job_id(done.stdout)
@@ -70,17 +69,6 @@ def batch(job: Job, papers: Papers) -> int:
     if papers.folder is not None:
         say(f"job {number} is submitted; its script and output are in {papers.folder}")
     return 0
-
-
-@contextmanager
-def _set(variables: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def show(job: Job, papers: Papers) -> None:
@@ -116,7 +104,7 @@ def script(job: Job, papers: Papers) -> str:
             options = [*scheduler.options(job.request, os.environ), *place]
         except Refused as refused:
             raise UsageError(refused.message, refused.hint) from None
-        words = merged(options, job.request.extra, scheduler.aliases)
+        words = scheduler.merged(options, job.request.extra)
         odd = next((value for _, value in words if value and _CONTROL.search(value)), None)
         if odd is not None:
             raise UsageError(f"{odd!r}: there is a control character in it", "no scheduler can be told of such a name")

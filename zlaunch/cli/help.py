@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from .options import GROUPS, Option
@@ -85,6 +85,15 @@ def run_help(paint: Paint, width: int | None = None) -> str:
     room = max(len(command) for command, _ in _EXAMPLES)
     lines += [f"  {paint.name(command.ljust(room))}  {says}" for command, says in _EXAMPLES]
     lines += ["", *textwrap.wrap(_STATUS, columns)]
+    return "\n".join(lines) + "\n"
+
+
+def command_help(usage: str, says: str, options: Sequence[Option], paint: Paint) -> str:
+    """What ``zlaunch COMMAND --help`` prints for a command of few options."""
+    columns = min(terminal_width(), 110)
+    lines = [f"{paint.heading('usage:')} {usage}", "", *textwrap.wrap(says, columns - 1), ""]
+    for option in options:
+        lines += _entry(option, paint, columns - 1, indent=24)
     return "\n".join(lines) + "\n"
 
 

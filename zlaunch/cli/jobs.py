@@ -11,17 +11,10 @@ from typing import NamedTuple
 
 from ..systems.nearest import nearest
 from .grammar import UsageError
+from .options import Option, flag
 
 FAILED = 125
 _HELP = ("-h", "--help")
-
-
-class Option(NamedTuple):
-    """An option of one of these commands: its spellings, the long one last, what it takes, and what it says."""
-
-    names: tuple[str, ...]
-    metavar: str
-    says: str
 
 
 class Command(NamedTuple):
@@ -38,7 +31,7 @@ class Asked(NamedTuple):
 
     operand: str
     given: Mapping[str, str]
-    """Options by their long names; flags are empty."""
+    """Options by their last names, the long ones; flags are empty."""
 
 
 _WHICH = Option(("--scheduler",), "NAME", "whose job it is, where two schedulers have one of this id")
@@ -48,8 +41,8 @@ COMMANDS = {
         "zlaunch ps [-a] [--json]",
         "Batch jobs that you have submitted by zlaunch and that have not ended, from all hosts that share this home.",
         (
-            Option(("-a", "--all"), "", "those that have ended, too: of the last week, 100 at most"),
-            Option(("--json",), "", "as a list of JSON objects"),
+            flag("-a", "--all", says="those that have ended, too: of the last week, 100 at most"),
+            flag("--json", says="as a list of JSON objects"),
         ),
     ),
     "logs": Command(
@@ -57,7 +50,7 @@ COMMANDS = {
         "What a job has printed: its own stdout and stderr, on ours; with --rank the log file of a rank.",
         (
             Option(("--rank",), "R", "the log file of rank R, or of HOST:LOCAL_RANK"),
-            Option(("-f", "--follow"), "", "go on with what comes, until the job has ended"),
+            flag("-f", "--follow", says="go on with what comes, until the job has ended"),
             _WHICH,
         ),
         "JOB",
@@ -70,11 +63,7 @@ COMMANDS = {
             Option(
                 ("--grace",), "SECONDS", "until the scheduler ends it, 0: at once (default: as the job has it, and 10)"
             ),
-            Option(
-                ("--scheduler",),
-                "NAME",
-                "whose job it is; with it also a job that was not submitted by zlaunch from here",
-            ),
+            _WHICH._replace(help="whose job it is; with it also a job that was not submitted by zlaunch from here"),
         ),
         "JOB",
     ),
@@ -89,7 +78,9 @@ def run(name: str, words: Sequence[str]) -> int:
     """
     command = COMMANDS[name]
     if any(word in _HELP for word in words):
-        sys.stdout.write(_help(command))
+        from .help import Paint, command_help
+
+        sys.stdout.write(command_help(command.usage, command.says, command.options, Paint(sys.stdout)))
         return 0
     asked = _read(name, command, words)
     given = asked.given
@@ -157,14 +148,3 @@ def _seconds(text: str | None) -> float | None:
     if not 0 <= seconds <= 1e7:
         raise UsageError(f"stop: --grace: expected seconds, not {text!r}")
     return seconds
-
-
-def _help(command: Command) -> str:
-    import textwrap
-
-    lines = [f"usage: {command.usage}", "", *textwrap.wrap(command.says, 79), ""]
-    for option in command.options:
-        left = f"  {', '.join(option.names)} {option.metavar}".rstrip()
-        first, *more = textwrap.wrap(option.says, 55)
-        lines += [f"{left:24}{first}", *(" " * 24 + line for line in more)]
-    return "\n".join(lines) + "\n"

@@ -47,7 +47,8 @@ _SCHEDULERS = tuple(
 )
 
 
-def _flag(*names: str, says: str) -> Option:
+def flag(*names: str, says: str) -> Option:
+    """An option without a value."""
     return Option(names, "", says, Takes.NOTHING)
 
 
@@ -55,16 +56,16 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "general",
         (
-            _flag("-h", "--help", says="show this help and leave"),
-            _flag("-v", "--verbose", says="say what is done, and save the host list as --save-hostlist does"),
-            _flag("--version", says="print zlaunch's version and leave"),
-            _flag("--dry-run", says="print what would run on which host, and touch nothing"),
+            flag("-h", "--help", says="show this help and leave"),
+            flag("-v", "--verbose", says="say what is done, and save the host list as --save-hostlist does"),
+            flag("--version", says="print zlaunch's version and leave"),
+            flag("--dry-run", says="print what would run on which host, and touch nothing"),
         ),
     ),
     (
         "what to run",
         (
-            _flag("-m", "--module", says="COMMAND is a Python module, run as by python -m"),
+            flag("-m", "--module", says="COMMAND is a Python module, run as by python -m"),
             Option(("-J", "--job-name"), "NAME", "the run's name"),
         ),
     ),
@@ -110,7 +111,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(("--setup",), "COMMAND", "what their shell does first: 'module load cuda'"),
             Option(("--host-timeout",), "SECONDS", "of silence, after which a host is lost (default 4.5)"),
             Option(("--agent-timeout",), "SECONDS", "the longest wait for hosts to start (default 60)"),
-            _flag("--local", says="this machine, no scheduler"),
+            flag("--local", says="this machine, no scheduler"),
             Option(
                 ("--scheduler",),
                 "NAME",
@@ -119,8 +120,8 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "and a scheduler is configured here",
                 choices=("None", "local", "LocalScheduler", *_SCHEDULERS),
             ),
-            _flag("--standalone", says="as torchrun's: this machine (nothing else is needed)"),
-            _flag("--save-hostlist", says="write the hosts to hpc_launcher_hostlist.txt"),
+            flag("--standalone", says="as torchrun's: this machine (nothing else is needed)"),
+            flag("--save-hostlist", says="write the hosts to hpc_launcher_hostlist.txt"),
         ),
     ),
     (
@@ -130,7 +131,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(("--account",), "NAME", "whose time it is"),
             Option(("--reservation",), "NAME", "nodes that are reserved"),
             Option(("--dependency",), "FORM", "wait for other jobs: afterok:ID, afterany:ID,afterok:ID"),
-            _flag("--exclusive", says="whole nodes, with nobody else's jobs on them"),
+            flag("--exclusive", says="whole nodes, with nobody else's jobs on them"),
             Option(
                 ("-x", "--xargs"),
                 "K=V",
@@ -144,7 +145,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "batch jobs",
         (
-            _flag("--bg", says="submit a batch job and return; stdout has its id, and nothing else"),
+            flag("--bg", says="submit a batch job and return; stdout has its id, and nothing else"),
             Option(("--batch-script",), "FILE", "submit this script of your own; COMMAND and ARGS are its arguments"),
             Option(
                 ("-l", "--launch-dir"),
@@ -154,7 +155,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 Takes.MAYBE,
             ),
             Option(("-o", "--output-script"), "FILE", "write the job's script to FILE"),
-            _flag("--setup-only", says="write the job's script, and print where it is; nothing is started"),
+            flag("--setup-only", says="write the job's script, and print where it is; nothing is started"),
         ),
     ),
     (
@@ -180,7 +181,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "MPI, NCCL, RCCL, or *CCL for whichever the hosts have: sets what the system needs for it",
             ),
             Option(("--fraction-max-gpu-mem",), "F", "let a rank use at most this share of its GPU's memory"),
-            _flag(
+            flag(
                 "-u",
                 "--unswap-rocr-hip-vis-dev",
                 says="leave ROCR_VISIBLE_DEVICES where it is, out of HIP_VISIBLE_DEVICES",
@@ -211,7 +212,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         (
             Option(("--out",), "FILE", "the ranks' raw stdout to FILE as well"),
             Option(("--err",), "FILE", "the ranks' raw stderr to FILE as well (may be the same)"),
-            _flag("--color-stderr", says="stderr in red, on the console only"),
+            flag("--color-stderr", says="stderr in red, on the console only"),
             Option(("--log-dir",), "DIR", "where each rank gets a log file (default zlaunch_logs), or none"),
             Option(("--ranks",), "LIST", "whose lines the console shows: 0,4-7, all or none"),
             Option(

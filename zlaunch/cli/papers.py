@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ..backends import schedulers
 from . import options
 from .grammar import Given, UsageError, Words
 from .options import Takes
@@ -35,8 +36,6 @@ _OF_OWN = (
 """What counts for a script of the user's own, too."""
 _NOT_OF_OWN = ("launch-dir", "output-script", "setup", "python", "module", "out", "err", "log-dir")
 """What such a script would miss."""
-_CLUSTERS = re.compile(r"-M|--clusters?(=|$)")
-"""By these Slurm puts a job to another cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +109,9 @@ def papers(given: Values, words: Words, place: Where, name: str, log_dir: str | 
 
 def _check_clusters(given: Values, place: Where) -> None:
     """A job's id is of the cluster that we are on: there ``zlaunch stop`` would end another job of that id."""
+    away = schedulers.of(place.scheduler).away
     for one in given.all("xargs"):
-        if place.scheduler == "slurm" and _CLUSTERS.match(one.text):
+        if away.match(one.text.partition("=")[0]):
             raise UsageError(
                 f"{one.spelling} {one.text}: a batch job is submitted to the cluster that we are on",
                 "type this on a login node of the other one",

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .. import registry
 from ..asking import PATIENCE, call
@@ -21,7 +22,6 @@ SIGNAL_PATIENCE = 5.0
 """Seconds for a signal: scancel tries again and again where the job is in no state to be sent one."""
 ASK_AGAIN = 3600.0
 """Seconds for which a scheduler is asked once more about a job that has ended: it may have been requeued."""
-_UNKNOWN = re.compile(r"invalid job ?id|is not found|job ?id \S+ unknown|unknown job|no such job", re.IGNORECASE)
 
 
 class Unreachable(Exception):
@@ -56,21 +56,18 @@ def title(scheduler: str) -> str:
 def cluster(scheduler: str) -> str:
     """What the scheduler calls the machine that we are on; empty where it does not say.
 
-    Two clusters may share a home, and each has a job 12. An instance of Flux is known by where it listens, but for the
-    system's own.
+    Two clusters may share a home, and each has a job 12.
     """
-    if scheduler == "flux":
-        return os.environ.get("FLUX_URI", "")
-    if scheduler != "slurm":
+    table = TABLE.get(scheduler)
+    if table is None:
         return ""
-    if name := os.environ.get("SLURM_CLUSTER_NAME"):
-        return name
-    try:
-        said = _answer(("scontrol", "show", "config"), _of(scheduler))
-    except Unreachable:
+
+    def ask(argv: Sequence[str]) -> str:
+        with suppress(Unreachable):
+            return _answer(argv, table)
         return ""
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", said, re.MULTILINE)
-    return found[1] if found else ""
+
+    return table.cluster(os.environ, ask)
 
 
 def state(scheduler: str, job: str) -> State:
@@ -164,6 +161,6 @@ def _answer(argv: Sequence[str], table: Scheduler, patience: float = PATIENCE) -
         done = call(table, argv, patience)
     except LaunchError as error:
         raise Unreachable(str(error)) from None
-    if done.returncode and not _UNKNOWN.search(done.stderr + done.stdout):
+    if done.returncode and not table.unknown.search((done.stderr + done.stdout).lower()):
         raise Unreachable(f"{argv[0]} ended with status {done.returncode}: {done.stderr.strip()}")
     return "" if done.returncode else done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 
 from .. import registry
@@ -21,19 +20,18 @@ def remember(job: Job, papers: Papers, number: str, answer: str) -> None:
         job: what was submitted.
         papers: and by which script.
         number: the job's id.
-        answer: all that was said to the submission: Slurm writes ``12;other`` of a job on another cluster, where a
-            script's own lines, or our environment, have sent it.
+        answer: all that was said to the submission: a script's own lines, or our environment, may have sent it to
+            another cluster.
     """
-    other = re.search(rf"^{re.escape(number)};(\S+)$", answer, re.MULTILINE)
-    outputs = schedulers.of(job.scheduler).outputs
+    table = schedulers.of(job.scheduler)
     own = papers.own is not None
-    elsewhere = own or any(name.lstrip("~") in outputs for name, _ in job.request.extra)
+    elsewhere = own or any(name.lstrip("~") in table.outputs for name, _ in job.request.extra)
     out, err = (None, None) if elsewhere else papers.outputs()
     try:
         registry.add(
             registry.BatchJob(
                 scheduler=job.scheduler,
-                cluster=other[1] if other else cluster(job.scheduler),
+                cluster=table.sent_to(answer) or cluster(job.scheduler),
                 job=registry.same_id(number),
                 name=job.request.name or job.name,
                 folder=os.path.abspath(papers.folder or ""),
