@@ -14,7 +14,7 @@ import zlaunch
 from zlaunch.backends import schedulers
 from zlaunch.backends.scheduler import Job as InJob
 from zlaunch.backends.scheduler import Launch, Nodes
-from zlaunch.cli import batch, papers
+from zlaunch.cli import papers, scripts
 from zlaunch.cli.grammar import UsageError, split
 from zlaunch.cli.job import Job, job
 from zlaunch.model import AllocationRequest
@@ -27,6 +27,7 @@ SYSTEMS = {"slurm": "matrix", "flux": "corona", "lsf": "lassen"}
 LINES = """\
 -N 1 -n 4 train.py --epochs 100
 -N 2 -n 8 train.py --batch-size 256
+-r mpi -N 4 -n 8 train.py
 -r tcp -N 2 -n 4 train.py
 --rdv tcp -N 4 -n 8 cloud_train.py
 --fraction-max-gpu-mem 0.8 -N 2 -n 8 train.py
@@ -56,11 +57,12 @@ LINES = """\
 --out output.log --err error.log -N 2 -n 8 train.py
 --color-stderr --verbose -N 1 -n 4 debug_train.py
 --verbose --save-hostlist --out logs/train_out.log --err logs/train_err.log -N 4 -n 8 train.py
---verbose -N 16 -n 8 --gpus-per-proc 1 --fraction-max-gpu-mem 0.9 --comm-backend NCCL -q production -t 1440 \
+--verbose -N 16 -n 8 --gpus-per-proc 1 -r mpi --fraction-max-gpu-mem 0.9 --comm-backend NCCL -q production -t 1440 \
 --exclusive --bg -l production_run_1 --account ai_training -J "GPT_Training" --save-hostlist \
 -p gpu_arch=a100 mem_per_gpu=80 --out logs/gpt_out.log --err logs/gpt_err.log train_gpt.py --model-size 13B \
 --batch-size 2048 --learning-rate 1e-4 --warmup-steps 1000 --max-steps 100000
 -x NCCL_DEBUG=INFO -N 2 -n 8 train.py
+-r mpi -N 2 -n 8 train.py
 """.splitlines()
 
 
@@ -89,12 +91,19 @@ def shown(line: str, name: str, folder: Path) -> str:
         return f"$ zlaunch run {line}\n  refused: {error}; {error.hint}\n\n"
     text = f"$ zlaunch run {line}\n  asks for: {shlex.join(scheduler.words(what.request, {}))}\n"
     text += f"  starts agents with: {shlex.join(scheduler.flat(what.request.step))}\n" if what.request.step else ""
+    if what.rendezvous == "mpi":
+        assert isinstance(what.workers, int)
+        nodes = Nodes("<job>", tuple(f"n{number + 1}" for number in range(what.request.nodes or 1)))
+        counts = [what.workers] * len(nodes.names)
+        command = scheduler.ranks(nodes, counts, ["<caller>"], what.request.ranks, "openmpi")
+        text += f"  starts MPI processes with: {shlex.join(command.argv)}\n"
     text += f"  ranks per node: {what.workers}\n"
     text += "".join(f"  sets: {key}={value}\n" for key, value in what.env)
     text += "".join(f"  says: {note}\n" for note in what.notes)
     script = made(f"--scheduler {name} --bg {line}", SYSTEMS[name])
     assert script.papers is not None
-    lines = batch.script(script, script.papers).replace(str(folder), "/home/me").replace(zlaunch.__version__, "VERSION")
+    whole = scripts.script(script, script.papers)
+    lines = whole.replace(str(folder), "/home/me").replace(zlaunch.__version__, "VERSION")
     return text + "".join(f"  | {line}\n" if line else "  |\n" for line in lines.splitlines()) + "\n"
 
 
@@ -127,19 +136,14 @@ def test_within_the_job_the_script_means_the_same(line: str) -> None:
     words = split(script.papers.command[2:])
     inside = job(words, {"LMOD_SYSTEM_NAME": "matrix", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"})
     same = ("kind", "argv", "env", "time_limit", "out", "err", "gpus_per_worker", "gpu_memory_fraction", "verbose")
-    for name in (*same, "unswap_rocr_hip", "save_hostlist", "color_stderr"):
+    for name in (*same, "unswap_rocr_hip", "save_hostlist", "color_stderr", "rendezvous"):
         assert getattr(inside, name) == getattr(outside, name), name
     assert inside.workers == outside.workers
+    assert inside.request.ranks == outside.request.ranks
     assert (inside.scheduler, inside.inside, inside.request.nodes) == ("slurm", "7", None)
     assert inside.papers is None
     assert inside.log_dir is not None
     assert inside.log_dir.endswith("/zlaunch_logs")
-
-
-@pytest.mark.parametrize("line", ["-r mpi -N 4 -n 8 train.py", "--rdv mpi train.py"])
-def test_what_is_not_built_yet(line: str) -> None:
-    with pytest.raises(UsageError, match="not built yet"):
-        made(line)
 
 
 def test_whose_gpus_it_is_for() -> None:
@@ -242,4 +246,4 @@ def test_names_that_a_scheduler_would_change(name: str, line: str) -> None:
     script = made(f"--scheduler {name} --bg {line}", SYSTEMS[name])
     assert script.papers is not None
     with pytest.raises(UsageError, match=r"LSF puts numbers|one of its templates"):
-        batch.script(script, script.papers)
+        scripts.script(script, script.papers)

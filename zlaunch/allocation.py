@@ -95,11 +95,16 @@ def wanted(hostnames: object, environ: Mapping[str, str]) -> Scheduler | None:
 def shown(
     scheduler: Scheduler, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]
 ) -> tuple[Nodes, Command]:
-    """What ``allocate`` would get, and by what, without asking: nodes have no names then. Raises as it."""
+    """What ``allocate`` would get, and by what, without asking: nodes have no names then.
+
+    Where it had to be called within a job, that is taken for granted. Raises as it.
+    """
     job = scheduler.job_in(environ)
     if job is None:
         count = request.nodes or 1
         nodes = Nodes("<job>", tuple(f"<node {index + 1} of {count}>" for index in range(count)))
+        if launch.mpi and scheduler.inside:
+            return nodes, _refusable(lambda: scheduler.agents(nodes, launch, request.step, environ))
         return nodes, _refusable(lambda: scheduler.hold(request, launch, environ))
     count = request.nodes or job.size or 1
     of = job.nodes or str(count)
@@ -135,16 +140,22 @@ def allocate(
         found = Allocation(scheduler, nodes, command, launch.folder)
         found.look_at_the_clock()
         try:
-            _write(command, launch.folder)
+            write_files(command, launch.folder)
         except BaseException:
             found.release()
             raise
         return found
+    if launch.mpi and scheduler.inside:
+        within = " ".join(scheduler.attended((), "sh", "", "").argv[:2])
+        raise LaunchError(
+            f"{scheduler.title} starts MPI processes within its jobs only, and we are in none: run the script in one, "
+            f"as by {within}"
+        )
     command = _refusable(lambda: scheduler.hold(request, launch, environ))
     holder = Holder(scheduler, command, tell)
     begun(holder)
     try:
-        _write(command, launch.folder)
+        write_files(command, launch.folder)
         found = Allocation(scheduler, holder.wait(), command, launch.folder, holder)
         found.look_at_the_clock()
         return found
@@ -185,7 +196,7 @@ def _refusable(make: Callable[[], Command]) -> Command:
         raise LaunchError(str(refused)) from None
 
 
-def _write(command: Command, folder: str) -> None:
+def write_files(command: Command, folder: str) -> None:
     """Make the folder with a command's scripts. Raises LaunchError where somebody else could change them."""
     if not command.files:
         return

@@ -108,6 +108,11 @@ class Holder:
         return bytes(self._said)
 
     @property
+    def printed(self) -> bytes:
+        """What was on its stdout while it was waited for."""
+        return bytes(self._printed)
+
+    @property
     def job(self) -> str | None:
         """The id of the job that it has asked for, once that is known."""
         return self._scheduler.job_of((self._said + self._printed).decode(errors="replace"))

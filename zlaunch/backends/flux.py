@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from ..model import AllocationRequest
-from .dependency import dependencies
+from .counts import even
+from .dependency import fluxs
 from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State, spelled
 
-_KINDS = {"after": "afterstart", "afterany": "afterany", "afterok": "afterok", "afternotok": "afternotok"}
 _ID = r"[\wƒ.]+"
 _SHELL: tuple[Option, ...] = (
     ("--unbuffered", None),
@@ -39,12 +39,13 @@ class Flux(Scheduler):
     asked = "flux jobs -a {}"
     aliases: ClassVar[Mapping[str, str]] = spelled("-N=--nodes -q=--queue -B=--bank -t=--time-limit")
     outputs = frozenset(("--output", "--error"))
+    inside, of_ranks = '"$(flux getattr jobid)" $(flux hostlist -e instance)', re.compile("-o|--taskmap$|--env")
     unset = ("SLURMD_NODENAME",)  # of a job of Slurm's that the instance is in: each agent would take itself for that
     sets: ClassVar[Mapping[str, str]] = {"FLUX_F58_FORCE_ASCII": "1"}
     patterns: ClassVar[Mapping[str, str]] = {
         "Operation not permitted": "only the owner of a Flux instance may start programs in it"
     }
-    chatter = re.compile(r"zlaunch-job |.*: (exception|job\.exception).*canceled")
+    chatter = re.compile(r"zlaunch-job |jobid: |.*: (exception|job\.exception).*canceled")
 
     unknown = re.compile(r"unknown job|job ?id \S+ unknown|no such job")
 
@@ -82,18 +83,32 @@ class Flux(Scheduler):
             f'if [ "$FLUX_TASK_RANK" = 0 ]; then echo; echo {GRANTED} "$FLUX_JOB_ID" $(flux hostlist -e local); fi; '
             f"exec >/dev/null; {launch.line(self.name)}"
         )
-        if "{{" in task:
-            raise Refused("setup", f"{launch.setup}: Flux would take {{{{ for one of its templates", "say it otherwise")
+        _check_templates(task)
         script = (
             f"trap '' INT TERM; job=$(flux submit {shlex.join([*words, launch.shell, '-c', task])}) || exit; "
             'trap - INT TERM; echo "zlaunch-job $job" >&2; exec flux job attach "$job"'
         )
         return Command((launch.shell, "-c", script))
 
+    def ranks(
+        self, nodes: Nodes, counts: Sequence[int], program: Sequence[str], step: Sequence[Option], flavour: str
+    ) -> Command:
+        if list(nodes.ids) != sorted(nodes.ids, key=int):
+            why = f"{', '.join(nodes.names)}: Flux numbers ranks in an order of its own"
+            raise Refused("rdv mpi", why, "name hosts in the order of flux hostlist instance")
+        _check_templates(*program)
+        size = [("--nodes", str(len(nodes.names))), ("--tasks-per-node", str(even(self.title, counts)))]
+        where = [("--exclusive", None), ("--requires", f"host:{','.join(nodes.names)}")]
+        return Command(("flux", "run", *self.flat(self.merged([*size, *where, *_SHELL], step)), *program))
+
+    def attended(self, words: Sequence[str], shell: str, script: str, folder: str) -> Command:
+        _check_templates(script)
+        return Command(("flux", "alloc", "--verbose", *words, shell, "-c", script))
+
     # --- a job's life -----------------------------------------------------------------------------------------------
 
     def job_of(self, said: str) -> str | None:
-        found = re.findall(r"zlaunch-job (\S+)", said)
+        found = re.findall(r"^(?:zlaunch-job|jobid:) (\S+)", said, re.M)
         return found[-1] if found else None
 
     def state_argv(self, job: str) -> tuple[str, ...]:
@@ -133,7 +148,7 @@ class Flux(Scheduler):
             "--time-limit": None if request.minutes is None else f"{request.minutes}m",
         }
         options: list[Option] = [(name, str(value)) for name, value in found.items() if value is not None]
-        options += [("--dependency", words) for words in _dependencies(request.dependency)]
+        options += [("--dependency", words) for words in fluxs(request.dependency, _ID)]
         return options + ([] if own and not request.exclusive else [("--exclusive", None)])
 
     # --- batch jobs -------------------------------------------------------------------------------------------------
@@ -165,6 +180,11 @@ class Flux(Scheduler):
         return last if re.fullmatch(_ID, last) else None
 
 
+def _check_templates(*words: str) -> None:
+    if any("{{" in word for word in words):
+        raise Refused("setup", "Flux would take {{ for one of its templates", "say it otherwise")
+
+
 def _named(option: Option) -> Option:
     """``-o cpu-affinity=on`` as an option of that name: there are many, and each is one of its own."""
     name, value = option
@@ -172,12 +192,3 @@ def _named(option: Option) -> Option:
         return option
     key, _, rest = value.partition("=")
     return f"{name}{key}", rest or None
-
-
-def _dependencies(text: str | None) -> list[str]:
-    if text is None:
-        return []
-    found, either = dependencies(text, _ID)
-    if either:
-        raise Refused("dependency", f"{text}: Flux waits for all jobs, not for one of them", "write , in place of ?")
-    return [f"{_KINDS[one.kind]}:{job}" for one in found for job in one.ids]

@@ -6,20 +6,21 @@ on it: the agents' line, and the commands, go through files in a folder that the
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ..model import AllocationRequest
-from .dependency import dependencies
+from .counts import even, mpirun
+from .dependency import lsfs
 from .scheduler import GRANTED, KEYS, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State
 
-_KINDS = {"after": "started", "afterany": "ended", "afterok": "done", "afternotok": "exit"}
-_JSRUN: tuple[Option, ...] = (
-    *(("--rs_per_host", "1"), ("--tasks_per_rs", "1"), ("--cpu_per_rs", "ALL_CPUS"), ("--gpu_per_rs", "ALL_GPUS")),
-    *(("--bind", "none"), ("--smpiargs", "off"), ("--exit_on_error", "0")),
-)
+_JSRUN = ("env", "-u", "TMPDIR", "jsrun")  # which ends at once in an environment with a TMPDIR
+_EACH = (("--rs_per_host", "1"), ("--tasks_per_rs", "1"), ("--bind", "none"), ("--exit_on_error", "0"))
+_AGENT = (("--cpu_per_rs", "ALL_CPUS"), ("--gpu_per_rs", "ALL_GPUS"), ("--smpiargs", "off"))
 """One agent on each host, with all of it; one that ends takes none of the others along."""
 _NO_NODE = "*batch*|*login*"
 """Names of hosts that have a slot and are no compute nodes, as CORAL's jobs have one first."""
@@ -32,7 +33,9 @@ class Lsf(Scheduler):
     asked = "bjobs {}"
     outputs = frozenset(("-o", "-oo", "-e", "-eo"))
     of_steps = frozenset(("--bind", "--smpiargs"))
+    inside, of_ranks = '"$LSB_JOBID" $LSB_MCPU_HOSTS', re.compile("--")  # bsub has no long options
     reads_script, stdin_is_link = True, False
+    sets: ClassVar[Mapping[str, str]] = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # mpirun
     chatter = re.compile(r"<<(Waiting for dispatch|Starting on)|Job <\d+> is submitted")
 
     unknown = re.compile(r"is not found")
@@ -67,14 +70,32 @@ class Lsf(Scheduler):
         argv = ("bsub", "-I", *self.words(request, environ), f"{launch.folder}/job.sh")
         return Command(argv, {"job.sh": script, **_agent_script(launch)})
 
+    def ranks(
+        self, nodes: Nodes, counts: Sequence[int], program: Sequence[str], step: Sequence[Option], flavour: str
+    ) -> Command:
+        if _is_coral(os.environ):
+            if len(nodes.names) != (len(_hosts(os.environ)) or len(nodes.names)):
+                raise Refused("rdv mpi", "jsrun chooses the hosts of MPI processes itself", "use all hosts of the job")
+            size = [("--nrs", str(len(nodes.names))), ("--tasks_per_rs", str(even("jsrun", counts)))]
+            options = self.merged(self.merged([*_EACH, ("--cpu_per_rs", "1")], size), step)
+            return Command((*_JSRUN, *self.flat(options), *program))
+        more = [word for option in step if option[0] not in self.of_steps for word in option if word]
+        return Command((*mpirun(nodes, counts, flavour, hydra="lsf", rsh="blaunch"), *more, *program))
+
+    def attended(self, words: Sequence[str], shell: str, script: str, folder: str) -> Command:
+        argv = ("bsub", "-I", *words, "exec", f"{folder}/job.sh")  # else a signal for it would end a shell before it
+        return Command(argv, {"job.sh": f"#!/usr/bin/env {shell}\n{script}"})
+
     def _start(self, launch: Launch, step: Sequence[Option], environ: Mapping[str, str], count: str, hosts: str) -> str:
         """In a shell: keep the line in a file, and start the agents; ``count`` and ``hosts`` as the shell has them."""
         folder = launch.folder
         if not re.fullmatch(r"[\w./+-]+|<folder>", folder):
             why = f"{folder}: nobody says how bsub and blaunch pass such a name on"
             raise Refused("the folder for LSF's files", why, "set XDG_CACHE_HOME to one without odd characters")
-        if _is_coral(environ):  # where jsrun ends at once in an environment with a TMPDIR
-            argv = f"env -u TMPDIR jsrun --nrs={count} {shlex.join(self.flat(self.merged(_JSRUN, step)))}"
+        if _is_coral(environ):
+            rest: list[Option] = [("--cpu_per_rs", str(min(_slots(environ)) - 1))] if launch.mpi else []  # for callers
+            options = self.merged(self.merged([*_EACH, *_AGENT], rest), step)
+            argv = f"{' '.join(_JSRUN)} --nrs={count} {shlex.join(self.flat(options))}"
         else:
             argv = f"blaunch {shlex.join(self.flat(self.merged([('-n', None)], step)))} -z {hosts}"
         # LSF's warning of a time limit is for zlaunch: it would end blaunch, and that all agents, before their ranks.
@@ -126,7 +147,7 @@ class Lsf(Scheduler):
             "-q": request.queue,
             "-G" if coral else "-P": request.account,
             "-U": request.reservation,
-            "-w": _dependency(request.dependency),
+            "-w": lsfs(request.dependency),
             "-W": None if request.minutes is None else str(request.minutes),
         }
         options += [(name, value) for name, value in found.items() if value is not None]
@@ -171,9 +192,8 @@ def _hosts(environ: Mapping[str, str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if "batch" not in name and "login" not in name]
 
 
-def _dependency(text: str | None) -> str | None:
-    if text is None or re.fullmatch(r"[\w()!&|\" .*<>=-]+\(.*\)", text):
-        return text  # LSF's own words
-    found, either = dependencies(text, r"\d+(\[\d+\])?")
-    parts = [f"{_KINDS[one.kind]}({job})" for one in found for job in one.ids]
-    return ("||" if either else "&&").join(parts)
+def _slots(environ: Mapping[str, str]) -> list[int]:
+    """Of each of these hosts; on CORAL systems, its cores."""
+    words = environ.get("LSB_MCPU_HOSTS", "").split()
+    names = _hosts(environ)
+    return [int(n) for name, n in zip(words[::2], words[1::2], strict=False) if name in names] or [2]

@@ -67,6 +67,8 @@ class Launch(NamedTuple):
     setup: str | None = None
     folder: str = "<folder>"
     """That all nodes see, and only we may read: for files that a command needs. Without any it is not made."""
+    mpi: bool = False
+    """Whether MPI processes are to be started beside it, by ``Scheduler.ranks``."""
 
     @property
     def shell(self) -> str:
@@ -121,6 +123,10 @@ class Scheduler(ABC):
     """Arguments by which a batch job's output goes elsewhere."""
     of_steps: ClassVar[frozenset[str]] = frozenset()
     """Arguments that only the command which starts programs within a job understands."""
+    inside: ClassVar[str] = ""
+    """The id and the nodes of a job, as a shell in it has them, where MPI processes are started from inside only."""
+    of_ranks: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
+    """Arguments that only the command understands which starts MPI processes."""
     stdin_is_link: ClassVar[bool] = True
     """Whether agents read the stdin of the command that starts them, to its end."""
     reads_script: ClassVar[bool] = False
@@ -165,6 +171,43 @@ class Scheduler(ABC):
     @abstractmethod
     def hold(self, request: AllocationRequest, launch: Launch, environ: Mapping[str, str]) -> Command:
         """What asks for nodes, and starts an agent on each."""
+
+    def ranks(
+        self, nodes: Nodes, counts: Sequence[int], program: Sequence[str], step: Sequence[Option], flavour: str
+    ) -> Command:
+        """What starts MPI processes beside the agents, in block order: so many of ``program`` on each of these nodes.
+
+        They are not bound to cores, one that fails takes none of the others along, and no time of silence ends them.
+
+        Args:
+            nodes: of the job, in the order of the ranks.
+            counts: of each of them, 1 at least.
+            program: what a process runs; more words may be put behind the command.
+            step: arguments for the command, which win over ours.
+            flavour: whose MPI the processes have: ``openmpi``, ``mpich``, or empty where that is unknown.
+
+        Raises:
+            Refused: that cannot be had.
+        """
+        raise self._no_mpi()
+
+    def attended(self, words: Sequence[str], shell: str, script: str, folder: str) -> Command:
+        """What runs a script as a job, says what the script says, and ends as it does: a way ``inside``.
+
+        Args:
+            words: what is asked for.
+            shell: what runs it: ``sh``.
+            script: its text.
+            folder: as ``Launch`` has it.
+
+        Raises:
+            Refused: that cannot be had.
+        """
+        raise self._no_mpi()
+
+    def _no_mpi(self) -> Refused:
+        why = f"zlaunch knows no way to start MPI processes in {self.title}'s jobs"
+        return Refused("rdv mpi", why, "use --rdv tcp")
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """In which its commands do as their arguments say."""

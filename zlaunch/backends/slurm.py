@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from ..model import AllocationRequest
-from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Refused, Scheduler, State, spelled
+from .counts import one_by_one, sorted_and_even
+from .dependency import slurms
+from .scheduler import GRANTED, Command, Job, Launch, Nodes, Option, Scheduler, State, spelled
 
 _SAFE = re.compile(r"[\w@%+=:,./~?\[\]-]*", re.ASCII)
-_DEPENDENCY = re.compile(
-    r"singleton|(after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(:\d+(_(\d+|\*))?(\+\d+)?)+"
-)
 _OVER = re.compile(
     "BOOT_FAIL|CANCELLED|COMPLETED|DEADLINE|FAILED|LAUNCH_FAILED|NODE_FAIL|OUT_OF_MEMORY|PREEMPTED|RECONFIG_FAIL|"
     "REVOKED|TIMEOUT"
 )
+_MPI = {"openmpi": "pmix", "mpich": "pmi2"}  # of one that nobody knows Slurm has a default
 _COUNT, _NODELIST = '"$SLURM_JOB_NUM_NODES"', '"$SLURM_JOB_NODELIST"'
 """As a shell in the job has them."""
 
@@ -48,6 +48,7 @@ class Slurm(Scheduler):
     patterns: ClassVar[Mapping[str, str]] = {
         "Requested node configuration is not available": "Slurm does not start anything there",
         "Invalid node name": "Slurm does not start anything there",
+        "Invalid MPI type": "srun --mpi=list says which MPI this Slurm can start, and -x --mpi=NAME chooses one",
     }
     chatter = re.compile(
         r"salloc: (Granted|Pending|Waiting|Nodes|job \d+ (queued|has been allocated)|Relinquish)|srun: cluster config"
@@ -87,6 +88,16 @@ class Slurm(Scheduler):
             f"exec srun {' '.join(words)} {launch.shell} -c {shlex.quote(launch.line(self.name))} >/dev/null"
         )
         return Command(("salloc", *self.words(request, environ), launch.shell, "-c", script))
+
+    def ranks(
+        self, nodes: Nodes, counts: Sequence[int], program: Sequence[str], step: Sequence[Option], flavour: str
+    ) -> Command:
+        each = str(counts[0]) if sorted_and_even(nodes, counts) else None
+        names = ",".join(nodes.names if each else one_by_one(nodes, counts))
+        options = [("--jobid", nodes.job), *_beside(str(len(nodes.names)), str(sum(counts)), names)]
+        options += [("--ntasks-per-node", each), ("--distribution", "block" if each else "arbitrary")][not each :]
+        options += [("--overcommit", None), ("--cpu-bind", "none"), *([("--mpi", _MPI[flavour])] if flavour else [])]
+        return Command(("srun", *self.flat(self.merged(options, step)), *program))
 
     def job_of(self, said: str) -> str | None:
         found = re.findall(r"salloc: (?:Pending job|Granted job|job) (?:allocation )?(\d+)", said)
@@ -137,7 +148,7 @@ class Slurm(Scheduler):
             "--partition": request.queue,
             "--account": request.account,
             "--reservation": request.reservation,
-            "--dependency": _dependency(request.dependency),
+            "--dependency": slurms(request.dependency),
             "--time": request.minutes,
         }
         options: list[Option] = [(name, str(value)) for name, value in found.items() if value is not None]
@@ -168,14 +179,16 @@ class Slurm(Scheduler):
         return last if last.isdecimal() else None
 
 
+def _beside(nodes: str, tasks: str, nodelist: str) -> list[Option]:
+    """srun's arguments for tasks beside others of the job; a node, or task, that is lost takes none of them along."""
+    alone: list[Option] = [("--overlap", None), ("--no-kill", None), ("--kill-on-bad-exit", "0"), ("--wait", "0")]
+    return [*alone, ("--nodes", nodes), ("--ntasks", tasks), ("--nodelist", nodelist)]
+
+
 def _step(count: str, nodelist: str, gpus: str | None) -> list[Option]:
-    """srun's arguments for one agent on each node; a node that is lost takes none of the others along."""
-    return [
-        *(("--overlap", None), ("--no-kill", None), ("--kill-on-bad-exit", "0"), ("--wait", "0")),
-        *(("--nodes", count), ("--ntasks", count), ("--ntasks-per-node", "1"), ("--nodelist", nodelist)),
-        *(("--cpu-bind", "none"), ("--mpi", "none")),
-        *([("--gres", f"gpu:{gpus}")] if gpus else []),
-    ]
+    """For one agent on each node."""
+    options = [*_beside(count, count, nodelist), ("--ntasks-per-node", "1"), ("--cpu-bind", "none"), ("--mpi", "none")]
+    return options + ([("--gres", f"gpu:{gpus}")] if gpus else [])
 
 
 def _gpus(environ: Mapping[str, str]) -> str | None:
@@ -184,13 +197,3 @@ def _gpus(environ: Mapping[str, str]) -> str | None:
     if not each.isdecimal() or not tasks.isdecimal():
         return None
     return environ.get("SLURM_GPUS_ON_NODE") or str(int(each) * int(tasks))  # salloc does not set the former
-
-
-def _dependency(text: str | None) -> str | None:
-    """Slurm's own words are taken as they are, once they are well-formed."""
-    if text is None:
-        return None
-    if not all(_DEPENDENCY.fullmatch(part) for part in re.split(r"[,?]", text)) or ("," in text and "?" in text):
-        hint = f"did you mean afterok:{text}?" if text.isdecimal() else "for example afterok:1234, or after:1234+10"
-        raise Refused("dependency", f"{text}: this is no dependency of Slurm's", hint)
-    return text

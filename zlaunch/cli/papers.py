@@ -50,6 +50,8 @@ class Papers:
     """The script's path; ``None`` where only the user's own is submitted."""
     submit: bool
     """It becomes a batch job; we don't wait for it."""
+    attended: bool
+    """It runs as a job, and we wait for it."""
     only: bool
     """It is written, and that is all."""
     own: str | None
@@ -80,7 +82,7 @@ def papers(given: Values, words: Words, place: Where, name: str, log_dir: str | 
     asked = given.last("launch-dir")
     file = given.target("output-script")
     left_aside = _check_own(given, words) if own is not None else ""
-    if own is None and not (submit or only or asked or file):
+    if own is None and not (submit or only or asked or file or place.attended):
         return None
     if submit or own is not None:
         _check_clusters(given, place)
@@ -96,8 +98,9 @@ def papers(given: Values, words: Words, place: Where, name: str, log_dir: str | 
     return Papers(
         folder=folder,
         is_new=is_new,
-        script=None if own is not None else file or os.path.join(folder or ".", SCRIPT),
+        script=None if own is not None or not (folder or file) else file or os.path.join(folder or ".", SCRIPT),
         submit=submit or own is not None,
+        attended=place.attended,
         only=only,
         own=own,
         typed=("zlaunch", "run", *_written(given, words.given), *_command(words)),
@@ -171,7 +174,7 @@ def _xargs_inside(given: Values, place: Where) -> list[str]:
         name, equals, value = one.text.partition("=")
         if name[:1] not in "-~":
             size += ["--env", one.text]
-        elif (name, value if equals else None) in place.request.step:
+        elif (name, value if equals else None) in (*place.request.step, *place.request.ranks):
             size += ["-x", one.text]
     return size
 

@@ -26,9 +26,10 @@ from .xargs import Argument, xargs
 
 _ONLY_SCHEDULERS = ("queue", "account", "reservation", "dependency", "exclusive", "bg", "batch-script")
 _SUBMITS = ("bg", "batch-script")
-_OF_RANKS = frozenset(("--bind", "--smpiargs", "-ompibind"))
-"""Launch arguments of known systems that bind the ranks of an MPI launcher; what we launch is one agent on each host,
-which has all of it to share out."""
+_BINDING = frozenset(("--bind", "-ompibind"))
+"""Launch arguments of known systems that bind what an MPI launcher starts; agents have all of a host to share out, and
+ranks are theirs."""
+_OF_RANKS = _BINDING | {"--smpiargs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Where:
     """Whose nodes the hosts are; empty where they are none's."""
     inside: str
     """The scheduler's job that we are in, whose nodes are the hosts; empty where there is none, or none is used."""
+    attended: bool
+    """Whether zlaunch itself must be run within a job, and this one waits for it."""
     hosts: HostOptions
     workers: Workers
     request: AllocationRequest
@@ -82,6 +85,7 @@ def where(given: Values, environ: Mapping[str, str], ranks_env: Mapping[str, str
     return Where(
         scheduler=name,
         inside=in_job.id if in_job else "",
+        attended=_is_attended(given, scheduler, in_job),
         hosts=hosts,
         workers=_workers(given, hosts, name, sized),
         request=request,
@@ -201,6 +205,12 @@ def _left_aside(
     return [f"{why}; left aside: {', '.join(found)}"]
 
 
+def _is_attended(given: Values, scheduler: Scheduler | None, in_job: Job | None) -> bool:
+    """MPI processes are started by commands that some schedulers have within a job only."""
+    is_mpi, submits = given.text("rdv") == "mpi", any(map(given.flag, (*_SUBMITS, "setup-only")))
+    return is_mpi and scheduler is not None and bool(scheduler.inside) and not in_job and not submits
+
+
 # --- how large ------------------------------------------------------------------------------------------------------
 
 
@@ -254,13 +264,14 @@ def _request(
     """What a scheduler is asked for; within one of its jobs, how many of its nodes are taken."""
     minutes = given.minutes("time-limit")
     counted = isinstance(sized.workers, int)
-    own = given.flag("batch-script")  # whose directives hold but for what was said
-    in_step = [one for one in arguments if in_job or one[0].lstrip("~") in scheduler.of_steps]
+    own, mpi = given.flag("batch-script"), given.text("rdv") == "mpi"  # one's own directives hold but for what was said
+    in_step = [one for one in arguments if in_job or _is_of_steps(one[0].lstrip("~"), scheduler, mpi=mpi)]
     of_system = communication.arguments(system, sized.ranks_per_node, scheduler.name)
     known = {name for name, _ in of_system} - _OF_RANKS
     said = {name.lstrip("~") for name, _ in arguments}
-    step = [one for one in of_system if one[0] in known - said]
-    step += [one for one in arguments if one in in_step or one[0].lstrip("~") in known]
+    step = [one for one in of_system if one[0] in (known if mpi else known - said)]
+    theirs = [one for one in arguments if one in in_step or one[0].lstrip("~") in known]
+    ranks = [one for one in of_system if one[0] not in _BINDING | said]
     return AllocationRequest(
         nodes=_nodes(given, sized, in_job),
         queue=given.plain("queue"),
@@ -273,8 +284,14 @@ def _request(
         ranks_per_node=sized.ranks_per_node if counted and (not own or given.flag("procs-per-node")) else None,
         gpus_per_node=sized.gpus_per_node if system.described("gpus_per_node") and not own else None,
         extra=tuple(argument for argument in arguments if argument not in in_step),
-        step=tuple(step),
+        step=tuple(step if mpi else step + theirs),
+        ranks=tuple(ranks + theirs) if mpi else (),
     )
+
+
+def _is_of_steps(name: str, scheduler: Scheduler, *, mpi: bool) -> bool:
+    """Whether an argument is for what starts programs in a job: MPI processes, where there are such, else agents."""
+    return name in scheduler.of_steps or (mpi and scheduler.of_ranks.match(name) is not None)
 
 
 def _check_request(given: Values, request: AllocationRequest, scheduler: Scheduler, environ: Mapping[str, str]) -> None:
