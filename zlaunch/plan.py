@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import LaunchError
-from .model import AgentCommand, HostFacts, HostPlan, Seat, StartMethod, Step, TemplateSpec
+from .model import AgentCommand, Bind, HostFacts, HostPlan, RanksCommand, Seat, StartMethod, Step, TemplateSpec
+from .systems.gpus import is_in_need
+from .torchenv.binding import shares
 
 WorkersPerHost = int | list[int] | Literal["auto", "gpu", "cpu"]
 
@@ -51,6 +53,8 @@ class LaunchPlan:
     """With port 0: the port is chosen by rank 0's host when the step starts. Of hosts whose agents must count their
     ranks first there are none."""
     template: TemplateSpec
+    ranks: RanksCommand | None = None
+    """What calls for the ranks, where an MPI launcher does."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def count_workers(
         counts = [f.cores for f in facts]
     elif wanted == "gpu":
         without = [name for name, f in zip(names, facts, strict=True) if not f.gpus]
+        check_drivers("workers_per_host is 'gpu'", dict(zip(names, facts, strict=True)))
         if without:
             raise LaunchError(
                 f"workers_per_host is 'gpu', and there is no GPU on {', '.join(without)}; "
@@ -81,6 +86,8 @@ def count_workers(
             )
         counts = [len(f.gpus) // gpus_per_worker for f in facts]
     elif wanted == "auto":
+        in_need = {name: f for name, f in zip(names, facts, strict=True) if is_in_need(f.torch, f.gpu_trouble)}
+        check_drivers("workers_per_host is 'auto', one rank per GPU", in_need)
         counts = [len(f.gpus) // gpus_per_worker for f in facts]
         if not any(counts):
             counts = [f.numa_domains for f in facts]
@@ -97,15 +104,31 @@ def count_workers(
     return counts
 
 
+def check_drivers(wanted: str, hosts: Mapping[str, HostFacts]) -> None:
+    """Raises LaunchError for hosts whose GPUs cannot be counted, in the words of their drivers."""
+    troubles = [f"{name}: {facts.gpu_trouble}" for name, facts in hosts.items() if facts.gpu_trouble]
+    if troubles:
+        raise LaunchError(f"{wanted}, and they cannot be counted on {'; on '.join(troubles)}; give a number, or 'cpu'")
+
+
 def place_ranks(
-    hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts], master_addr: str = ""
+    hosts: Sequence[HostPlan],
+    facts: Mapping[int, HostFacts],
+    master_addr: str = "",
+    *,
+    bind: Bind = "none",
+    gpus_per_worker: int = 1,
 ) -> dict[int, tuple[Seat, ...]]:
     """Seats by host index: ranks are counted host by host. Address and port of rank 0 are found when they start."""
     world_size = sum(host.workers for host in hosts)
     seats: dict[int, tuple[Seat, ...]] = {}
     first = 0
     for node, host in enumerate(hosts):
-        threads = max(1, facts[host.index].cores // host.workers) if host.index in facts else 0
+        cpus: list[tuple[int, ...]] = [()] * host.workers
+        threads = 0
+        if known := facts.get(host.index):
+            threads = max(1, known.cores // host.workers)
+            cpus = shares(known.domains, _near(known, host.workers, gpus_per_worker), bind)
         seats[host.index] = tuple(
             Seat(
                 rank=first + local,
@@ -117,12 +140,19 @@ def place_ranks(
                 hostname=host.name,
                 master_addr=master_addr,
                 master_port=0,
-                threads=threads,
+                threads=min(threads, len(cpus[local]) or threads),
+                cpus=cpus[local],
             )
             for local in range(host.workers)
         )
         first += host.workers
     return seats
+
+
+def _near(facts: HostFacts, workers: int, gpus_per_worker: int) -> list[int]:
+    """For each local rank the NUMA domain of its first GPU; -1 where it has none."""
+    firsts = [facts.gpus[place].domain for place in range(0, len(facts.gpus), gpus_per_worker)]
+    return [*firsts[:workers], *[-1] * (workers - len(firsts))]
 
 
 def template_for(
