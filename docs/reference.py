@@ -1,14 +1,16 @@
 """Docs: the reference pages that the code itself can write. Run: python docs/reference.py
 
 ``reference/api.md`` from the public classes' docstrings and fields, ``reference/cli.md`` from the option table,
-``reference/json.md`` from the events.
+``reference/json.md`` and ``reference/events.schema.json`` from the events.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,7 +49,12 @@ _ALIASES = {
 def pages() -> dict[Path, str]:
     """Every page, by its path."""
     folder = DOCS / "reference"
-    return {folder / "api.md": api(), folder / "cli.md": cli(), folder / "json.md": json_page()}
+    return {
+        folder / "api.md": api(),
+        folder / "cli.md": cli(),
+        folder / "json.md": json_page(),
+        folder / "events.schema.json": json.dumps(jsonlines.schema(), indent=2) + "\n",
+    }
 
 
 # --- the Python API -------------------------------------------------------------------------------------------------
@@ -192,7 +199,6 @@ def cli() -> str:
         f"\n### Accepted and not needed\n\n{names} and every `--rdzv-…`, each with its value: torchrun needs them, "
         "zlaunch knows by itself. A note on stderr says that they were left aside.\n"
     )
-    text += "\n### Not built yet\n\nThese are known, and refused by name with exit status 2.\n\n" + _not_yet()
     text += "\n### Examples\n\n```console\n"
     text += "".join(f"$ {command}    # {says}\n" for command, says in cli_help._EXAMPLES)
     return text + "```\n\nSee also [exit statuses](exit-status.md) and [files](files.md).\n"
@@ -212,16 +218,7 @@ def _option(option: options.Option) -> tuple[str, str]:
     says = cell(option.help)
     if option.choices:
         says += "; one of " + ", ".join(f"`{choice}`" for choice in option.choices)
-    if option.later:
-        says += "; not built yet: " + ", ".join(f"`{choice}`" for choice in option.later)
     return f"{names} {cell(option.metavar)}".rstrip(), says
-
-
-def _not_yet() -> str:
-    reasons: dict[str, list[str]] = {}
-    for name, reason in options.NOT_YET.items():
-        reasons.setdefault(reason, []).append(f"`{name}`")
-    return "".join(f"- {', '.join(names)}: {reason}.\n" for reason, names in reasons.items())
 
 
 # --- events as JSON -------------------------------------------------------------------------------------------------
@@ -229,27 +226,63 @@ def _not_yet() -> str:
 
 def json_page() -> str:
     """``reference/json.md``."""
-    text = generated("reference.py") + "# Events as JSON\n\n"
-    text += (
-        '`zlaunch run --view json` and `Launcher(view="json")` write one JSON object per line to stdout, for programs. '
-        "What zlaunch has to say to people still goes to stderr.\n\n"
-        f"Every object has `v`, the version of this format (`{jsonlines.VERSION}`), `event`, and `at`: seconds on the "
-        "supervisor's monotonic clock, for differences only. Readers should pass over events and fields that they do "
-        "not know.\n"
-    )
+    text = generated("reference.py") + "# Events as JSON\n\n" + _JSON_LEAD
     for event in get_args(events.Event):
         text += f"\n## `{event.__struct_config__.tag}`\n\n"
-        text += f"{_OUTPUT_AS_JSON if event is events.Output else docstring(event)}\n\n"
+        text += f"{jsonlines.OUTPUT if event is events.Output else docstring(event)}\n\n"
         text += table(("field", "type", "meaning"), _json_rows(event))
     text += "\n## The values within\n"
     for value in _VALUES:
         text += f"\n### {value.__name__}\n\n{docstring(value)}\n\n"
         text += table(("field", "type", "meaning"), _json_rows(value))
+    text += "\n### The kinds of a fate\n\n"
+    kinds = [(f"`{kind}`", cell(says)) for kind, says in member_docs(model.FateKind).items()]
+    text += table(("kind", "meaning"), kinds)
     return text
 
 
-_VALUES: tuple[type[msgspec.Struct], ...] = (model.Fate, model.HostPlan, model.HostFacts, model.Gpu, model.Survivor)
-_OUTPUT_AS_JSON = "A line that a rank printed. Of lines that redraw themselves with `\\r`, the last state."
+_JSON_LEAD = f"""\
+`zlaunch run --view json` and `Launcher(view="json")` write one JSON object per line to stdout, for programs. What
+zlaunch has to say to people still goes to stderr. All ranks are told of, whatever `--ranks` says.
+
+Every object has `v`, the version of this format (`{jsonlines.VERSION}`), `event`, and `at`: seconds on the supervisor's
+monotonic clock, for differences only; `run-started` tells which wall-clock time that is. The version rises with every
+change over which a reader would stumble. New events and new fields come without it: readers should pass over what they
+do not know. A field that is not in a line has the value that it has where there is nothing to tell: null, 0, false, or
+empty.
+
+[events.schema.json](events.schema.json) is the same as a JSON Schema, for validators and generators of code. In Python,
+`zlaunch.view.jsonlines.read_line` makes the event's object of a line again.
+
+What the live view shows can be rebuilt from the lines, in their order:
+
+- `run-started` has the hosts and how many ranks each has, numbered through in the order of the hosts. A rank has a
+  process from its `rank-started` on, and has ended with its `rank-ended`. Another `run-started` of the same `run`, with
+  `restart` risen, begins again: all its ranks are new.
+- `usage` tells every few seconds what the ranks of a host use; of a run over more than 200 hosts, less often. A rank
+  that ends within a second is never measured.
+- A rank's last line is its last `output` or `redrawn`, or the message of its last `record`.
+- All that a rank printed comes before its `rank-ended`, and every `rank-ended` before `run-ended`. That has all fates
+  again, and those of ranks that were never started, which have no `rank-ended`.
+
+```console
+$ zlaunch run -n 8 --view json train.py | jq -r 'select(.event == "rank-ended") | "\\(.fate.rank) \\(.fate.kind)"'
+```
+"""
+
+
+def _values(structs: Iterable[type[msgspec.Struct]]) -> dict[str, type[msgspec.Struct]]:
+    """The structs of the model within these, and within those."""
+    found: dict[str, type[msgspec.Struct]] = {}
+    for struct in structs:
+        for said in _annotations(struct).values():
+            names = [getattr(model, word, None) for word in re.findall(r"\w+", said)]
+            inner = [it for it in names if inspect.isclass(it) and issubclass(it, msgspec.Struct)]
+            found |= {it.__name__: it for it in inner} | _values(inner)
+    return found
+
+
+_VALUES = tuple(_values(get_args(events.Event)).values())
 _OUTPUT_ROWS = [
     ("`text`", "string", "the line without its end; bytes that are not UTF-8 are replaced"),
     ("`piece`", "boolean", "true for all parts but the last of a line of over 16 MiB; else left out"),
@@ -279,8 +312,10 @@ def _json_type(said: str) -> str:
     """An annotation in JSON's words."""
     if said.endswith(" | None"):
         return f"{_json_type(said.removesuffix(' | None'))} or null"
-    if several := re.fullmatch(r"tuple\[(\w+), \.\.\.\]", said):
+    if several := re.fullmatch(r"tuple\[(.+), \.\.\.\]", said):
         return f"array of {_json_type(several[1])}"
+    if said.startswith("dict["):
+        return "object"
     if said in _PLAIN:
         return _PLAIN[said]
     if said in _WORDS:

@@ -6,11 +6,11 @@ only listen. The union ``Event`` is closed: who matches on it can be checked for
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-from .model import Fate, HostFacts, HostPlan, StreamName, Survivor
+from .model import Fate, HostFacts, HostPlan, RankUsage, StreamName, Survivor
 
 Outcome = Literal["succeeded", "failed", "cancelled", "timed out", "lost"]
 """How a run ended: ``lost`` is a host that was lost, ``failed`` a rank that failed."""
@@ -45,6 +45,10 @@ class RunStarted(Struct, frozen=True, tag="run-started"):
     hosts: tuple[HostPlan, ...]
     restart: int
     log_token: str
+    log_folder: str = ""
+    """The absolute path of the folder that the run's log files go to, on the launcher's machine; empty: none."""
+    created: float = 0.0
+    """Wall-clock time of ``at`` in seconds since the epoch: with it every other ``at`` of the run can be dated."""
 
 
 class RankStarted(Struct, frozen=True, tag="rank-started"):
@@ -77,7 +81,8 @@ class Output(Struct, frozen=True, tag="output"):
 
 
 class Redrawn(Struct, frozen=True, tag="redrawn"):
-    """The present state of a line that redraws itself with ``\\r``, told every few seconds until it is finished.
+    """The present state of a line that redraws itself with ``\\r``, told every half second while it does, until it is
+    finished; in very large runs every few seconds.
 
     Then its last state comes as ``Output``, as any line; this is for eyes only, and belongs in no file.
     """
@@ -110,6 +115,20 @@ class Record(Struct, frozen=True, tag="record"):
     pathname: str = ""
     lineno: int = 0
     func: str = ""
+    process: int = 0
+    thread: str = ""
+    """Its name."""
+    extra: dict[str, Any] = {}
+    """What ``logging`` was given by ``extra``: plain values, as JSON has them."""
+
+
+class Usage(Struct, frozen=True, tag="usage"):
+    """What the ranks of one host use, told every few seconds while they run."""
+
+    at: float
+    run: str
+    hostname: str
+    ranks: tuple[RankUsage, ...]
 
 
 class RankEnded(Struct, frozen=True, tag="rank-ended"):
@@ -161,6 +180,7 @@ Event: TypeAlias = (
     | Output
     | Redrawn
     | Record
+    | Usage
     | RankEnded
     | RunRestarting
     | RunEnded

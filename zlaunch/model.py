@@ -6,6 +6,7 @@ that of the supervisor once its core has corrected it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from signal import Signals
 from typing import Literal
@@ -15,6 +16,7 @@ from msgspec import Struct
 StreamName = Literal["out", "err"]
 TaskKind = Literal["function", "script", "module", "command"]
 StartMethod = Literal["fork", "spawn"]
+Bind = Literal["auto", "none", "numa", "core"]
 
 
 class FateKind(StrEnum):
@@ -54,6 +56,8 @@ class Fate(Struct, frozen=True, kw_only=True):
     """True where its error only says that a peer is gone."""
     text: str = ""
     """The traceback, or what is known instead of one."""
+    launcher: str = ""
+    """Of a rank that was lost: the MPI launcher, whose end that was and not the host's."""
 
     @property
     def ok(self) -> bool:
@@ -98,6 +102,17 @@ class Gpu(Struct, frozen=True):
     memory: int
     """Bytes."""
     uuid: str = ""
+    domain: int = -1
+    """The number of the NUMA domain that it is at; -1: unknown."""
+
+
+class Domain(Struct, frozen=True):
+    """A NUMA domain of a host."""
+
+    number: int
+    """The kernel's; -1 where it knows none."""
+    cores: tuple[tuple[int, ...], ...]
+    """Each as its hardware threads; only those that may be used."""
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
@@ -108,9 +123,12 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     cores: int
     """Usable ones: the affinity mask, not the machine's."""
     numa_domains: int = 1
+    domains: tuple[Domain, ...] = ()
     memory: int = 0
     """Bytes."""
     gpus: tuple[Gpu, ...] = ()
+    gpu_trouble: str = ""
+    """Why there are fewer than the machine, or its environment, says: a driver that does not answer, in its words."""
     python: str = ""
     torch: str = ""
     version: str = ""
@@ -145,6 +163,8 @@ class Seat(Struct, frozen=True, kw_only=True):
     restart_count: int = 0
     threads: int = 1
     """The host's usable cores over its ranks: OMP_NUM_THREADS where the user set none. 0 while nobody knows."""
+    cpus: tuple[int, ...] = ()
+    """The cores that it is bound to; empty: to none."""
     interface: str = "lo"
     """The network interface that reaches the other hosts: GLOO_SOCKET_IFNAME where the user set none; may be empty."""
 
@@ -167,6 +187,8 @@ class Step(Struct, frozen=True, kw_only=True):
     sys_path: tuple[str, ...] = ()
     backend: str | None = None
     """The process group to make before a function: nccl, gloo, mpi, ucc; ``None`` for none."""
+    rendezvous: Literal["tcp", "mpi"] = "tcp"
+    """With ``mpi`` each rank is a process of an MPI world, and rank 0's address comes to it over MPI."""
     timeout: float = 600.0
     log_token: str = ""
     """Marks a logging record within a rank's stdout; fresh for every step. Empty: ``logging`` is untouched."""
@@ -198,6 +220,22 @@ class Survivor(Struct, frozen=True):
     command: str
 
 
+class RankUsage(Struct, frozen=True):
+    """What one rank used lately, all its processes together."""
+
+    rank: int
+    cpu: float
+    """Percent of one core, over the time since the sample before: 250 is two cores and a half."""
+    memory: int
+    """Bytes in memory (RSS); what several processes share is counted in each of them, as ``top`` does."""
+    gpu: float | None = None
+    """Percent of the time in which its GPU was busy, for whomever; the mean where it uses several."""
+    gpu_memory: int | None = None
+    """Bytes on its GPUs."""
+    gpus: tuple[int, ...] = ()
+    """Which GPUs it uses, by their place in its host's facts."""
+
+
 class AllocationRequest(Struct, frozen=True, kw_only=True):
     """What a scheduler is asked for, where we are in no job of its."""
 
@@ -216,6 +254,8 @@ class AllocationRequest(Struct, frozen=True, kw_only=True):
     """Arguments as the scheduler spells them, each with its value or none; a ``~`` before the name removes one."""
     step: tuple[tuple[str, str | None], ...] = ()
     """The same for the command that starts the agents within the job."""
+    ranks: tuple[tuple[str, str | None], ...] = ()
+    """The same for the command that starts MPI processes there."""
 
 
 class AgentCommand(Struct, frozen=True, kw_only=True):
@@ -233,9 +273,37 @@ class AgentCommand(Struct, frozen=True, kw_only=True):
     """Scripts that it needs, by their paths; in a folder of its own, that is made before and removed after."""
 
 
+class RanksCommand(Struct, frozen=True, kw_only=True):
+    """How a site's MPI launcher starts a process in the place of every rank, which calls for the rank at its agent."""
+
+    argv: tuple[str, ...]
+    """The number of the attempt is still missing, as its last word."""
+    env: dict[str, str] | None
+    """``None``: the environment of the process that starts it."""
+
+    @property
+    def title(self) -> str:
+        """The launcher's name."""
+        return self.argv[0].rsplit("/", 1)[-1]
+
+
 def signal_name(number: int) -> str:
     """``SIGKILL`` for 9; a number that has no name is ``signal 77``."""
     try:
         return Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def span_words(numbers: Iterable[int]) -> str:
+    """``0,2-3`` for 0, 2 and 3."""
+    words: list[str] = []
+    first = last = -2
+    for number in [*sorted(numbers), -2]:
+        if number == last + 1 and last >= 0:
+            last = number
+            continue
+        if last >= 0:
+            words.append(str(first) if first == last else f"{first}-{last}")
+        first = last = number
+    return ",".join(words)

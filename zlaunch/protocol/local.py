@@ -24,11 +24,14 @@ class Prepare(Struct, frozen=True, tag="prepare"):
 
 
 class Fork(Struct, frozen=True, tag="fork"):
-    """Agent to template. Descriptors: the letter (a memfd), stdout, stderr, the rank's answer socket."""
+    """Agent to template. Descriptors: the letter (a memfd), stdout, stderr, the rank's answer socket; and, where its
+    caller had one, the line to its MPI launcher."""
 
     step: str
     attempt: int
     seat: Seat
+    calling: dict[str, str] = {}
+    """Variables of an MPI launcher's, which its caller has brought."""
 
 
 class Ready(Struct, frozen=True, tag="ready"):

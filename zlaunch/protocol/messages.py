@@ -10,10 +10,11 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from ..model import Fate, HostFacts, Seat, StreamName, Survivor, TemplateSpec
+from ..model import Fate, HostFacts, RankUsage, Seat, StreamName, Survivor, TemplateSpec
 
 PROTOCOL = 1
-"""Risen with every change that an older peer would misread."""
+"""Risen with every change that an older peer would misread, from one release to the next. A message that it does not
+know is such a change, and so is a field that it must not ignore."""
 
 
 # --- how a payload travels ------------------------------------------------------------------------------------------
@@ -105,6 +106,8 @@ class Start(Struct, frozen=True, tag="start"):
     letter: Payload
     answers: bool = True
     """Whether status 0 without an answer is a failure. Not for scripts and programs: they end as they like."""
+    called: bool = False
+    """Each rank is forked only when a process of an MPI launcher's has called for it."""
 
 
 class Stop(Struct, frozen=True, tag="stop"):
@@ -197,6 +200,21 @@ class Reached(Struct, frozen=True, tag="reached"):
     tried: str = ""
 
 
+class Miscalled(Struct, frozen=True, tag="miscalled"):
+    """An MPI launcher has called for a rank that is not planned on this host, or for one twice."""
+
+    step: str
+    attempt: int
+    text: str
+
+
+class Called(Struct, frozen=True, tag="called"):
+    """The MPI launcher has called for all ranks of this host."""
+
+    step: str
+    attempt: int
+
+
 class Started(Struct, frozen=True, tag="started"):
     """A rank's process is there."""
 
@@ -245,6 +263,15 @@ class Said(Struct, frozen=True, tag="said"):
     text: str
 
 
+class Usage(Struct, frozen=True, tag="usage"):
+    """What the ranks of a step use, told every few seconds while they run. It may be late or missing: for eyes only."""
+
+    step: str
+    attempt: int
+    at: float
+    ranks: tuple[RankUsage, ...]
+
+
 class Leaving(Struct, frozen=True, tag="leaving"):
     """The agent ends its ranks and goes, though the supervisor has not said so: a scheduler takes the host away."""
 
@@ -262,11 +289,14 @@ ToSupervisor: TypeAlias = (
     | TemplateFailed
     | Reserved
     | Reached
+    | Miscalled
+    | Called
     | Started
     | Answered
     | Ended
     | Closed
     | Said
+    | Usage
     | Leaving
     | Bye
     | Release

@@ -1,34 +1,32 @@
-r"""Level 4, view: ``--view json``: an object per line on stdout, for programs. Pure: events in, bytes out.
+r"""Level 4, view: ``--view json``: an object per line on stdout, for programs. Pure: events in, bytes out, and back.
 
-Every object has ``v`` (1, risen with every change that a reader would notice), ``event`` and ``at``
-(seconds on a monotonic clock: for differences only). The rest, by ``event``:
+Every object has ``v`` (1, risen with every change over which a reader would stumble, as new events and new fields are
+not), ``event``, and ``at`` (seconds on a monotonic clock: for differences only). The rest are the fields of the event,
+as ``docs/reference/json.md`` and the schema tell them, but for
 
-- ``output``: ``run rank local_rank hostname stream`` (``out`` or ``err``) and ``text``, one printed line
-  without its end; bytes that are not UTF-8 are replaced. A line of over 16 MiB comes in parts, all but the
-  last with ``piece``.
-- ``redrawn``: ``run rank local_rank hostname stream text``: what is visible of a line that redraws itself with
-  ``\r``, every few seconds until it is finished and comes as ``output``.
-- ``record``: a ``logging`` record: ``run rank local_rank hostname name level created message``, and where
-  they are known ``handled exc_text pathname lineno func``.
-- ``run-started``: ``run name hosts restart``; a host has ``index name workers``.
-- ``rank-started``: ``run rank local_rank hostname pid``.
-- ``rank-ended``: ``run fate``; a fate has ``rank local_rank hostname pid kind at exit_code signal
-  out_of_memory stopped symptom text``.
-- ``run-restarting``: ``run cause`` (a fate) ``restart max_restarts``.
-- ``run-ended``: ``run outcome cause fates survivors``.
-- ``agent-connected``: ``hostname facts``; ``agent-lost``: ``hostname reason``; ``notice``: ``level text
-  hostname``.
+- ``output``: there is an object for each of its lines, with ``text``, the line without its end, in place of ``data``;
+  bytes that are not UTF-8 are replaced. A line of over 16 MiB comes in parts, all but the last with ``piece``.
+  What a terminal, or Python's ``splitlines``, would take for more than text is escaped (``\u2028``, ``\u009b``).
+- ``run-started``: its token stays here. Who knows it could forge logging records.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Any, get_args
+
 import msgspec
 
-from ..events import Event, Output
+from ..events import Event, Output, RunStarted
 
 VERSION = 1
+OUTPUT = "A line that a rank printed. Of lines that redraw themselves with `\\r`, the last state."
+"""What ``output`` is here, where it is one line."""
 _encoder = msgspec.json.Encoder()
-_HIDDEN = ("log_token",)  # who knows it could forge records
+_WILD = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+"""The control characters that JSON leaves as they are, and two more ends of lines, in UTF-8."""
+_HIDDEN = ("log_token",)
+_EVENTS: dict[str, Any] = {str(event.__struct_config__.tag): event for event in get_args(Event)}
 
 
 def json_lines(event: Event) -> bytes:
@@ -40,6 +38,52 @@ def json_lines(event: Event) -> bytes:
     for name in _HIDDEN:
         fields.pop(name, None)
     return _encode(fields)
+
+
+def read_line(line: bytes | str) -> Event | None:
+    """The event of a line; ``None`` for an event that this version does not know.
+
+    Raises:
+        ValueError: it is no such line, or one of another version of the format.
+    """
+    fields = msgspec.json.decode(line)
+    if not isinstance(fields, dict) or fields.get("v") != VERSION:
+        raise ValueError(f"this is no event in version {VERSION} of the format: {line[:80]!r}")
+    tag = fields.pop("event", None)
+    event = _EVENTS.get(tag) if isinstance(tag, str) else None
+    if event is None:
+        return None
+    if event is Output:
+        end = "" if fields.get("piece") else "\n"
+        fields["data"] = f"{fields.pop('text', '')}{end}".encode()
+    elif event is RunStarted:
+        fields["log_token"] = ""
+    told: Event = msgspec.convert({"type": tag, **fields}, event)
+    return told
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a line."""
+    (union,), parts = msgspec.json.schema_components([Event], ref_template="#/$defs/{name}")
+    for event in _EVENTS.values():
+        part = parts[event.__name__]
+        fields = part["properties"]
+        tag = fields.pop("type")["enum"][0]
+        if event is Output:
+            fields["text"] = {"type": "string"}
+        for name in {*_HIDDEN, "data"} & fields.keys():
+            del fields[name]
+        part["properties"] = {"v": {"const": VERSION}, "event": {"const": tag}, **fields}
+        part["required"] = ["v", "event", *(name for name in part["required"] if name in fields)]
+        if event is Output:
+            part["required"].append("text")
+            part["description"] = OUTPUT
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "An event of zlaunch, as --view json writes it",
+        "anyOf": union["anyOf"],
+        "$defs": parts,
+    }
 
 
 def _output_lines(event: Output) -> bytes:
@@ -55,18 +99,27 @@ def _output_lines(event: Output) -> bytes:
     }
     if event.piece:
         fields["piece"] = True
-    start = _encoder.encode(fields)[:-1] + b',"text":'
+    start = _encode(fields)[:-2] + b',"text":'
     lines = event.data.removesuffix(b"\n").split(b"\n")
-    return b"".join(start + _encoder.encode(line.decode(errors="replace")) + b"}\n" for line in lines)
+    return _escaped(b"".join(start + _encoder.encode(line.decode(errors="replace")) + b"}\n" for line in lines))
 
 
 def _encode(fields: dict[str, object]) -> bytes:
     try:
-        return _encoder.encode(fields) + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in a record's message
-        fields = {key: _clean(value) for key, value in fields.items()}
-        return _encoder.encode(fields) + b"\n"
+        return _escaped(_encoder.encode(fields) + b"\n")
+    except UnicodeEncodeError:  # a lone surrogate: a record's message, or a file's name that is not UTF-8
+        return _escaped(_encoder.encode(_clean(fields)) + b"\n")
+
+
+def _escaped(data: bytes) -> bytes:
+    if b"\xc2" in data or b"\xe2\x80" in data:
+        return _WILD.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), data)
+    return data
 
 
 def _clean(value: object) -> object:
+    if isinstance(value, dict):
+        return {_clean(key): _clean(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(part) for part in value]
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
