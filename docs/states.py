@@ -1,4 +1,5 @@
-"""Docs: ``explanation/states.md``, drawn from the tables of ``zlaunch/tables.py``. Run: python docs/states.py
+"""Docs: ``explanation/states.md``, drawn from the tables of ``zlaunch/tables.py``, and the words of the live view from
+``zlaunch/view/board.py``. Run: python docs/states.py
 
 The arrows come from the tables, the sentences are here; a state without a sentence, or a sentence without a state, is
 an error.
@@ -11,9 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prose import DOCS, generated, write
+from prose import DOCS, code, generated, table, write
 
 from zlaunch import tables
+from zlaunch.view.board import LOOKS
 
 
 class Chart(NamedTuple):
@@ -95,11 +97,27 @@ those tables; each arrow bears the word by which the code takes it.
 `Run.status()` gives a run's state in these words until it has ended, and its outcome afterwards.
 """
 
+_SEEN = """\
+## A rank, as the live view shows it
+
+The table of `--view live` knows what the launcher has been told, and no more: of a rank that has ended the kind of its
+fate, as `Fate.kind` has it in Python; of one that has not, whether there is a process and what it does. A word, and a
+glyph in the strip of a host: the colour only repeats them. Where not all have room, those further up come first.
+
+"""
+
 
 def pages() -> dict[Path, str]:
     """The page, by its path."""
-    text = generated("states.py") + _INTRO + "".join(f"\n{draw(chart)}" for chart in CHARTS)
+    text = generated("states.py") + _INTRO + "".join(f"\n{draw(chart)}" for chart in CHARTS) + f"\n{_SEEN}{seen()}"
     return {DOCS / "explanation" / "states.md": text}
+
+
+def seen() -> str:
+    """The words of the live view."""
+    looks = sorted(LOOKS.items(), key=lambda item: item[1].concern)
+    rows = [(f"*{state.value}*", f"`{look.glyph}`", f"`{look.ascii}`", code(look.meaning)) for state, look in looks]
+    return table(("word", "glyph", "without UTF-8", "meaning"), rows)
 
 
 def draw(chart: Chart) -> str:

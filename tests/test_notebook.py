@@ -28,6 +28,8 @@ class Cell:
     value: str = ""
     error: str = ""
     traceback: list[str] = field(default_factory=list)
+    tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """Every state of every display, by its id."""
 
     def must_pass(self) -> Cell:
         assert not self.error, f"{self.error}\n" + "\n".join(self.traceback) + self.stderr
@@ -41,8 +43,14 @@ class Notebook:
         self.manager = manager
         self.client = client
 
-    def run(self, code: str, on_stdout: Callable[[str], None] | None = None) -> Cell:
-        """Run one cell to its end; ``on_stdout`` is told all of its output, each time there is more."""
+    def run(
+        self,
+        code: str,
+        on_stdout: Callable[[str], None] | None = None,
+        on_table: Callable[[list[dict[str, str]]], None] | None = None,
+    ) -> Cell:
+        """Run one cell to its end; ``on_stdout`` is told all of its output, each time there is more, and ``on_table``
+        all states of a display."""
         cell = Cell()
         end = time.monotonic() + TIMEOUT
         number = self.client.execute(textwrap.dedent(code))
@@ -56,6 +64,12 @@ class Notebook:
                     setattr(cell, content["name"], getattr(cell, content["name"]) + content["text"])
                     if on_stdout is not None:
                         on_stdout(cell.stdout)
+                case "display_data" | "update_display_data" as kind:
+                    states = cell.tables.setdefault(content["transient"]["display_id"], [])
+                    assert (kind == "display_data") == (not states), "displayed once, and then updated in place"
+                    states.append(content["data"])
+                    if on_table is not None:
+                        on_table(states)
                 case "execute_result":
                     cell.value = content["data"]["text/plain"]
                 case "error":
@@ -197,6 +211,54 @@ def test_interrupting_a_cell_ends_its_ranks_and_no_more(notebook: Notebook, stay
     after = notebook.run("print(list(launcher.run(lambda: os.environ['RANK'])))").must_pass()
     assert after.stdout.splitlines()[-1] == "['0', '1']"
     assert notebook.run("launcher.stop(); psutil.Process().children(recursive=True)").must_pass().value == "[]"
+
+
+def test_the_ranks_are_shown_in_a_table_that_is_updated_in_place(notebook: Notebook, tmp_path: Path) -> None:
+    """It shows what the terminal's does, at most twice a second, and stays as it was at the end."""
+    os.mkfifo(tmp_path / "gate")
+    notebook.run(
+        f"""
+        import os, zlaunch
+        def work():
+            print("<b>begun</b> by", os.environ["RANK"])
+            open("gate").read()
+            print("\\x1b[2Jdone by", os.environ["RANK"])
+            if os.environ["RANK"] == "1":
+                os._exit(7)
+        def run(view, function):
+            return zlaunch.Launcher(view=view, {QUICK}).run(function)
+        """
+    ).must_pass()
+    began = time.monotonic()
+    opened: list[int] = []
+
+    def open_gate(states: list[dict[str, str]]) -> None:
+        if len(states) >= 2 and not opened:
+            opened.append(os.open(tmp_path / "gate", os.O_WRONLY))
+            os.close(opened[0])
+
+    cell = notebook.run("run('auto', work)", on_table=open_gate)
+    took = time.monotonic() - began
+    assert cell.error.startswith("WorkerFailedError")
+    ((states),) = cell.tables.values()
+    first, last = states[0], states[-1]
+    assert "2 running" in first["text/plain"]
+    assert "&lt;b&gt;begun&lt;/b&gt; by 0" in first["text/html"]
+    assert "<b>" not in first["text/html"]
+    rows = [" ".join(line.split()) for line in last["text/plain"].splitlines()]
+    assert any("1 localhost:1 ✗ exited 7" in row and row.endswith("done by 1") for row in rows), rows
+    assert "\x1b" not in last["text/html"]
+    assert len(states) <= took / 0.5 + 1
+    assert "[rank 0] <b>begun</b> by 0\n" in cell.stdout
+    for view, function in (("auto", "int"), ("plain", "work")):
+        shut = Notebook.run(notebook, f"run({view!r}, {function})", on_stdout=lambda said: open_once(said, tmp_path))
+        assert not shut.tables, "a step is over before anybody could read a table, or nobody wants one"
+
+
+def open_once(said: str, folder: Path) -> None:
+    """Let ranks that have said so go on."""
+    if said.count("begun") == 2 and "done" not in said:
+        os.close(os.open(folder / "gate", os.O_WRONLY))
 
 
 def test_a_submitted_step_goes_on_while_cells_run(notebook: Notebook) -> None:

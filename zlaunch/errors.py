@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .failure import advice, last_words, others, what, who, without_our_frames
 from .model import Fate, FateKind, Survivor, signal_name
 
 
@@ -16,7 +17,7 @@ class RemoteTraceback(Exception):
 
     Attributes:
         rank, local_rank, hostname, pid: the rank that failed first.
-        traceback: its traceback's text.
+        traceback: its traceback's text, without the frames by which zlaunch called the user's code.
         failures: every rank's fate, in the order of time.
     """
 
@@ -25,7 +26,7 @@ class RemoteTraceback(Exception):
         self.local_rank = fate.local_rank
         self.hostname = fate.hostname
         self.pid = fate.pid
-        self.traceback = fate.text
+        self.traceback = "".join(f"{line}\n" for line in without_our_frames(fate.text.splitlines()))
         self.failures = list(failures)
         super().__init__(fate, failures)
 
@@ -94,7 +95,7 @@ class WorkerFailedError(ZlaunchError):
         self.log_file = log_file
         self.failures = list(failures)
         self.fate = fate
-        super().__init__(_describe_worker(fate, self.last_output, log_file), survivors=survivors)
+        super().__init__(_describe_worker(fate, self.failures, self.last_output, log_file), survivors=survivors)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_worker_error, (
@@ -112,19 +113,18 @@ def _rebuild_worker_error(
     return WorkerFailedError(fate, failures=failures, last_output=last_output, log_file=log_file, survivors=survivors)
 
 
-def _describe_worker(fate: Fate, last_output: Sequence[str], log_file: str | None) -> str:
-    what = fate.describe()
-    if fate.kind is FateKind.EXITED and fate.exit_code == 0:
-        what = "exited with status 0 before it had given a result"
-    lines = [f"rank {fate.rank} ({fate.hostname}, local rank {fate.local_rank}, pid {fate.pid}) {what}"]
-    if fate.out_of_memory:
-        lines.append("The kernel ended it for want of memory: use fewer ranks, a smaller batch, or a larger limit.")
-    if fate.text and fate.kind is not FateKind.LOST:
-        lines += ["", fate.text.rstrip()]
-    if last_output:
-        lines += ["", "Its last output:", *(f"  {line}" for line in last_output[-20:])]
+def _describe_worker(fate: Fate, failures: Sequence[Fate], last_output: Sequence[str], log_file: str | None) -> str:
+    """The words of the command line's report, but for what only that knows."""
+    lines = [f"{who(fate)} {what(fate)}"]
+    if last := last_words(fate, last_output):
+        lines += ["its last lines:", *(f"  {line}" for line in last)]
+    elif fate.text and fate.kind is not FateKind.LOST:
+        lines.append(fate.text.rstrip())
+    lines += others(fate, failures)
+    if next_step := advice(fate, last_output):
+        lines.append(next_step)
     if log_file:
-        lines += ["", f"Its whole output: {log_file}"]
+        lines.append(f"its whole output: {log_file}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ and no event it sleeps.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -24,6 +25,7 @@ from .jsonlines import json_lines
 from .keep import Keeper
 from .logs import Handlers, to_loggers
 from .records import RecordSplitter
+from .report import report
 from .settings import HandlerFactory, ViewSettings
 from .sinks import Patience
 
@@ -38,14 +40,19 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class _Swap:
-    handlers: list[logging.Handler]
+    handlers: list[logging.Handler] | None
 
 
 class _Close:
     pass
 
 
-_Item: TypeAlias = Event | _Call | _Swap | _Close
+@dataclass(frozen=True, eq=False)
+class _Key:
+    key: str
+
+
+_Item: TypeAlias = Event | _Call | _Swap | _Key | _Close
 
 
 class Desk:
@@ -73,13 +80,17 @@ class Desk:
         self._closed = False
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._splitters: dict[str, RecordSplitter] = {}
+        self._began: dict[str, RunStarted] = {}
         self._patience = Patience()
         self._handlers: Handlers | None = None
         if settings.handlers is not None:
             self._handlers = Handlers(settings.handlers(), self._say)
         self._json = settings.view == "json"
-        quiet = settings.view not in ("auto", "plain") or self._handlers is not None
-        self._console = Console(settings, self._patience, lost, quiet=quiet, stdout=stdout, stderr=stderr)
+        self._shows = settings.view in ("auto", "live", "plain")
+        quiet = not self._shows or self._handlers is not None
+        self._console = Console(
+            settings, self._patience, lost, quiet=quiet, stdout=stdout, stderr=stderr, pressed=self._pressed
+        )
         self._keeper = Keeper(settings, self._say)
         self._credit: Counter[str] = Counter()
         self._failed = False
@@ -107,9 +118,12 @@ class Desk:
                 return
         work()
 
-    def set_handlers(self, factory: HandlerFactory) -> None:
-        """Other logging handlers from here on; those before are closed. Raises what ``factory`` raises."""
-        self._queue.put(_Swap(factory()))
+    def set_handlers(self, factory: HandlerFactory | None) -> None:
+        """Other logging handlers from here on; those before are closed. ``None``: none, and the console again.
+
+        The console shows runs that start afterwards. Raises what ``factory`` raises.
+        """
+        self._queue.put(_Swap(None if factory is None else factory()))
 
     def last_output(self, run: str, rank: int) -> list[str]:
         """What a rank printed or logged last, oldest first: 50 lines at least where there were as many."""
@@ -118,6 +132,10 @@ class Desk:
     def log_file(self, run: str, rank: int) -> str | None:
         """The absolute path of a rank's log file; ``None`` where none was written."""
         return self._keeper.log_file(run, rank)
+
+    def log_folder(self, run: str, wall: float) -> str:
+        """The absolute path of the folder for a run that starts at a wall-clock time; empty where there is none."""
+        return self._keeper.folder(run, wall)
 
     def hurry(self, seconds: float = 2.0) -> None:
         """For Ctrl-C: until the next run starts, a console that takes nothing is waited for no longer."""
@@ -187,6 +205,8 @@ class Desk:
                 item.work()
             case _Swap():
                 self._swap(item.handlers)
+            case _Key():
+                self._console.key(item.key, time.monotonic())
             case _Close():
                 pass
             case Output():
@@ -208,8 +228,12 @@ class Desk:
         now = time.monotonic()
         self._keeper.handle(event)
         if isinstance(event, Record):
-            if self._handlers is None and not to_loggers(event):
-                self._console.record(event, now)
+            self._console.watch(event, now)
+            if self._handlers is None:
+                if logging.getLogger(f"zlaunch.{event.hostname}").hasHandlers():
+                    self._console.step_aside()  # the program's own handlers may write to the terminal
+                if not to_loggers(event):
+                    self._console.record(event, now)
         else:
             self._console.handle(event, now)
         if self._handlers is not None:
@@ -218,6 +242,7 @@ class Desk:
             self._console.write_out(json_lines(event))
 
     def _start(self, event: RunStarted) -> None:
+        self._began.setdefault(event.run, event)
         self._splitters[event.run] = RecordSplitter(event.log_token)
         self._tell(event)
 
@@ -232,16 +257,21 @@ class Desk:
     def _end_of_run(self, event: RunEnded) -> None:
         self._splitters.pop(event.run, None)
         self._keeper.end(event.run)
+        began = self._began.pop(event.run, None)
         if self._settings.report:
-            cause = event.cause
-            self._console.report(event, self._keeper.log_file(event.run, cause.rank) if cause is not None else None)
+            cause, last = event.cause, list[str]()
+            file = began.log_folder if began is not None and os.path.isdir(began.log_folder) else None
+            if cause is not None:
+                file = self._keeper.log_file(event.run, cause.rank)
+                last = self._keeper.last_output(event.run, cause.rank)
+            self._console.report(report(event, file, began=began.at if began else None, last_output=last))
 
-    def _swap(self, handlers: list[logging.Handler]) -> None:
+    def _swap(self, handlers: list[logging.Handler] | None) -> None:
         if self._handlers is not None:
             self._handlers.close()
         self._settle(all_lines=True)
-        self._console.quiet = True
-        self._handlers = Handlers(handlers, self._say)
+        self._console.be_quiet(handlers is not None or not self._shows)
+        self._handlers = None if handlers is None else Handlers(handlers, self._say)
 
     def _finish(self) -> None:
         self._guarded(self._settle, all_lines=True)
@@ -250,6 +280,9 @@ class Desk:
         self._guarded(self._keeper.close)
         self._guarded(self._console.close)
         self._patience.close()
+
+    def _pressed(self, key: str) -> None:
+        self._queue.put(_Key(key))
 
     def _say(self, text: str) -> None:
         self._console.say(text)

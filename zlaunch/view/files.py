@@ -151,12 +151,11 @@ def _open(path: str) -> int:
 class RunFiles:
     """The log files of one run: one per rank, and one per host for what its agent says."""
 
-    def __init__(self, files: FileSet, log_dir: str, started: RunStarted, wall: float) -> None:
+    def __init__(self, files: FileSet, directory: str, started: RunStarted, wall: float) -> None:
         self._files = files
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(wall))
         self._wall = wall
         self._at = started.at
-        self.directory = os.path.join(log_dir, f"{stamp}-{safe_name(started.run)}")
+        self.directory = directory
         self.hosts = {host.name for host in started.hosts}
         self._of_rank: dict[int, LogFile] = {}
         for host in started.hosts:
@@ -210,6 +209,12 @@ class RunFiles:
         if file.unfinished is not None and file.unfinished != stream:
             self._files.add(file, b"\n")
             file.unfinished = None
+
+
+def run_folder(log_dir: str, run: str, wall: float) -> str:
+    """Where the log files of a run go that was started at the wall-clock time ``wall``."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(wall))
+    return os.path.join(log_dir, f"{stamp}-{safe_name(run)}")
 
 
 def safe_name(name: str) -> str:

@@ -117,17 +117,3 @@ def _plain(data: bytes) -> bool:
 
 def _split(data: bytes) -> list[bytes]:
     return [line + b"\n" for line in data.removesuffix(b"\n").split(b"\n")]
-
-
-def span_words(ranks: Iterable[int]) -> str:
-    """``0,2-3`` for 0, 2 and 3."""
-    words: list[str] = []
-    first = last = -2
-    for rank in [*sorted(ranks), -2]:
-        if rank == last + 1 and last >= 0:
-            last = rank
-            continue
-        if last >= 0:
-            words.append(str(first) if first == last else f"{first}-{last}")
-        first = last = rank
-    return ",".join(words)

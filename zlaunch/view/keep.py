@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..events import AgentLost, Event, Notice, Output, RankEnded, Record, RunStarted
-from .files import FileSet, LogFile, RunFiles, absolute
+from .files import FileSet, LogFile, RunFiles, absolute, run_folder
 from .settings import ViewSettings
 from .tail import Tail
 from .text import short_record
@@ -77,6 +77,10 @@ class Keeper:
         files = self._run_files(run)
         return files.path(rank) if files is not None else None
 
+    def folder(self, run: str, wall: float) -> str:
+        """Where the log files of a run go that starts now; empty where none are written. For every thread."""
+        return run_folder(self._log_dir, run, wall) if self._log_dir is not None else ""
+
     def flush(self) -> None:
         """Writes what waits."""
         self._files.flush()
@@ -115,7 +119,8 @@ class Keeper:
                 return
             files = None
             if self._log_dir is not None:
-                files = RunFiles(self._files, self._log_dir, event, time.time())
+                wall = event.created or time.time()
+                files = RunFiles(self._files, event.log_folder or self.folder(event.run, wall), event, wall)
             self._runs[event.run] = _Kept(files)
         if files is not None:
             for notice in [notice for notice in self._notices if notice.hostname in files.hosts]:

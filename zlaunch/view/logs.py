@@ -24,10 +24,10 @@ _NOTICE_LEVELS = {
 
 
 def log_record(record: Record) -> logging.LogRecord:
-    """A rank's record as one of this program: time, level and place are kept.
+    """A rank's record as one of this program: time, level, place, process, thread and what ``extra`` gave it are kept.
 
     Its message begins with its logger's name, unless that was the root. It carries ``hostname``,
-    ``local_rank``, ``rank`` and ``origin``, the logger's name on the rank.
+    ``local_rank``, ``rank`` and ``origin``, the logger's name on the rank; these no ``extra`` can change.
     """
     message = record.message if record.name == "root" else f"{record.name}: {record.message}"
     made = _make(record.hostname, record.local_rank, record.level, message)
@@ -42,6 +42,12 @@ def log_record(record: Record) -> logging.LogRecord:
     made.exc_text = record.exc_text or None
     made.rank = record.rank
     made.origin = record.name
+    made.process = record.process or None
+    made.threadName = record.thread or None
+    made.thread = None
+    for name, value in record.extra.items():
+        if not name.startswith("_") and not hasattr(made, name):
+            setattr(made, name, value)
     return made
 
 

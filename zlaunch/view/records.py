@@ -12,7 +12,7 @@ the id before the last.
 from __future__ import annotations
 
 import json
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -39,6 +39,9 @@ class MarkedRecord(Struct, frozen=True):
     pathname: str = ""
     lineno: int = 0
     func: str = ""
+    process: int = 0
+    thread: str = ""
+    extra: dict[str, Any] = {}
 
 
 _decoder = msgspec.json.Decoder(MarkedRecord)
@@ -137,7 +140,7 @@ def _read(text: bytes, event: Output) -> Record | None:
     try:
         found = _decoder.decode(text)
     except msgspec.DecodeError:
-        try:  # the standard library's JSON knows lone surrogates, as a file name in a message may have them
+        try:  # the standard library's JSON knows NaN, and lone surrogates
             found = msgspec.convert(json.loads(text), MarkedRecord)
         except ValueError:
             return None
@@ -156,4 +159,7 @@ def _read(text: bytes, event: Output) -> Record | None:
         pathname=found.pathname,
         lineno=found.lineno,
         func=found.func,
+        process=found.process,
+        thread=found.thread,
+        extra=found.extra,
     )

@@ -19,7 +19,8 @@ class ViewSettings:
     """How a launcher's output is shown and kept.
 
     Attributes:
-        view: ``plain`` lines, ``json`` (one event per line on stdout), ``none``; ``auto`` is ``plain``.
+        view: ``plain`` lines, ``live`` (lines, and a table of the ranks below them), ``json`` (one event per line on
+            stdout), ``none``; ``auto`` is ``live`` on a terminal, else ``plain``.
         log_dir: where the files per rank go; ``None`` writes none.
         ranks: whose lines the console shows: ``"0,4-7"``, ``"all"``, ``"none"`` or a set of numbers.
             ``None``: all ranks up to a world of 64, above that rank 0.
@@ -29,6 +30,8 @@ class ViewSettings:
         log_level: from which level logging records are shown where the program has no handler for them.
         verbose: zlaunch says more of what it does.
         report: whether a failed run is reported on stderr when it has ended; for the command line.
+        keys: whether the live view reads keys from its terminal; for the command line, where nobody else reads there.
+        leave: what the key ``q`` does, in the desk's thread; ``None``: it says that it can do nothing.
 
     Raises:
         ValueError: for a view that does not exist, or for ``ranks`` that cannot be read.
@@ -44,6 +47,8 @@ class ViewSettings:
     log_level: int = logging.INFO
     verbose: bool = False
     report: bool = False
+    keys: bool = False
+    leave: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         if self.view not in get_args(ViewName):

@@ -165,7 +165,7 @@ class Outlet:
         patience: Patience,
         lost: Callable[[], None],
     ) -> None:
-        self._stream = stream
+        self.stream = stream
         self._patience = patience
         self._lost = lost
         self._sink: Sink | None = None
@@ -179,7 +179,7 @@ class Outlet:
             return
         try:
             if self._sink is None:
-                self._sink = open_sink(self._stream(), self._patience)
+                self._sink = open_sink(self.stream(), self._patience)
                 if self._sink is None:
                     return
             left = self._sink.write(data)
