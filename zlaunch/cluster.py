@@ -15,10 +15,10 @@ import msgspec
 
 from .access import Access
 from .errors import LaunchError
-from .events import Notice, RunEnded
+from .events import Event, Notice, RankStarted, RunEnded
 from .link.hub import Hub
 from .link.memory import write_memfd
-from .model import HostFacts, HostPlan, Step, TemplateSpec
+from .model import Bind, HostFacts, HostPlan, RanksCommand, Step, TemplateSpec
 from .plan import Errand, place_ranks
 from .protocol.envelope import Buffer
 from .result import Run
@@ -28,6 +28,7 @@ from .supervisor.loop import SupervisorLoop
 from .supervisor.payloads import Answer
 from .view.desk import Desk
 from .view.settings import ViewSettings
+from .watching import Watching
 
 STOP_PATIENCE = 20.0
 """Seconds after which a stop that has not come to its end is given up: whoever hangs then is named by the errors."""
@@ -60,9 +61,11 @@ class Cluster:
         self._ready = threading.Event()
         self._problem: str | None = None
         self._closing = False
+        self._starting: dict[str, int] = {}
         self.desk = Desk(settings, self._handled)
+        self.watching = Watching(self.cancel, self._emit)
         self.loop = SupervisorLoop(
-            emit=self.desk.put,
+            emit=self._emit,
             finished=self._finished,
             ready=self._on_ready,
             addresses=access.addresses(self.hosts),
@@ -146,6 +149,7 @@ class Cluster:
         """Wait for the end of a ``close``."""
         self._give_back()
         self.desk.close()
+        self.watching.close()
         _open.discard(self)
 
     def _give_back(self) -> None:
@@ -165,10 +169,14 @@ class Cluster:
         grace: float,
         time_limit: float | None,
         alone: bool,
+        ranks: RanksCommand | None = None,
+        bind: Bind = "none",
+        patience: float = 60.0,
     ) -> Run[Any]:
         """Queue a step on some of the hosts; ``alone`` ends the cluster with it.
 
-        ``errands`` and ``tasks`` are for hosts here, and for others.
+        ``errands`` and ``tasks`` are for hosts here, and for others; ``ranks`` calls for the ranks over MPI; ``bind``
+        is how they are bound to cores.
         """
         if self.loop.closed.is_set() or self._closing:
             raise LaunchError("the launcher has been stopped")
@@ -178,19 +186,25 @@ class Cluster:
             id=step.id,
             name=name,
             hosts=tuple(hosts),
-            seats=place_ranks(hosts, self.facts),
+            seats=place_ranks(hosts, self.facts, bind=bind, gpus_per_worker=step.gpus_per_worker),
             templates={host.index: errands[host.here].template for host in hosts},
             log_token=step.log_token,
+            log_folder=self.desk.log_folder(step.id, time.time()),
+            epoch=time.time() - time.monotonic(),
             answers=step.kind == "function",
             grace=grace,
             time_limit=time_limit,
             max_restarts=step.max_restarts,
             world_size=sum(host.workers for host in hosts),
+            ranks=ranks,
+            patience=patience,
         )
         letters = {here: _write_letter(errands[here].step, tasks[here]) for here in {host.here for host in hosts}}
         run: Run[Any] = Run(self, step.id, name, hosts, alone=alone)
+        run.log_folder = order.log_folder
         self.runs[step.id] = run
         self.limits[step.id] = limit
+        self.watching.begin(order, self._job())
         self.loop.submit(order, {host.index: letters[host.here] for host in hosts})
         return run
 
@@ -207,6 +221,14 @@ class Cluster:
         """Stop a run; whoever wants that does not wait for a console that takes nothing."""
         self.desk.hurry()
         self.loop.cancel(run, grace)
+
+    def leave(self, run: str, console: str) -> None:
+        """Nobody waits for a run here: how it ended is remembered."""
+        self.watching.leave(run, console)
+
+    def publish(self, run: str) -> str:
+        """Have a run in the registry by now; returns why it could not be, or nothing."""
+        return self.watching.publish(run)
 
     def pending(self) -> list[Run[Any]]:
         """The runs that have not ended."""
@@ -225,6 +247,10 @@ class Cluster:
         """Of the scheduler's job whose nodes the hosts are: how it is asked about."""
         return self.access.allocation.about() if self.access.allocation else ""
 
+    def _job(self) -> tuple[str, str]:
+        nodes = self.access.allocation
+        return (nodes.scheduler.name, nodes.nodes.job) if nodes else ("", "")
+
     def last_output(self, run: str, rank: int) -> list[str]:
         """A rank's last lines."""
         return self.desk.last_output(run, rank)
@@ -240,6 +266,14 @@ class Cluster:
             self._problem = problem
             self._ready.set()
 
+    def _emit(self, event: Event) -> None:
+        self.desk.put(event)
+        self.watching.put(event)
+        if isinstance(event, RankStarted) and (run := self.runs.get(event.run)) is not None:
+            self._starting[run.id] = self._starting.get(run.id, 0) + 1
+            if self._starting[run.id] == sum(host.workers for host in run.hosts):
+                run.all_started.set()
+
     def _handled(self, hostname: str, size: int) -> None:
         self.loop.handled(hostname, size)
 
@@ -248,8 +282,11 @@ class Cluster:
         if run is None:
             return
         payloads = {rank: answer.data for rank, answer in answers.items()}
+        self._starting.pop(run.id, None)
+        self.watching.put(ended)  # of a run that never came nobody has told
         if run.alone:
             self.close()
+            self.watching.finish()
             if self._release:  # nobody need ask for the result for the nodes to be given back
                 threading.Thread(target=self._give_back, name="zlaunch-release", daemon=True).start()
         self.desk.call(lambda: run.resolve(ended, started, payloads))

@@ -1,18 +1,12 @@
-"""Level 5: what this user has running, as files: one per batch job, in a folder that only the user can enter.
-
-Homes are shared between login nodes and with the nodes of jobs, so any number of processes on any host may look and
-write at once. Nobody locks: a file is written under another name and renamed, so that whoever reads finds it whole, and
-two who write the same file have the same to say. What cannot be read, or belongs to somebody else, is left aside.
+"""Level 5: the batch jobs that this user has submitted, as files of the state directory: one per job.
 
 Names begin with the kind of entry (``job-``): other kinds are strangers to whoever reads this one.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +15,9 @@ from urllib.parse import quote
 
 import msgspec
 
+from . import statefiles
+from .statefiles import LATEST, folder
+
 KEPT_FOR = 7 * 24 * 3600.0
 """Seconds that a job is remembered for after it was seen to have ended."""
 ENDED_LIMIT = 100
@@ -28,12 +25,6 @@ ENDED_LIMIT = 100
 LIMIT = 1000
 """Jobs that are remembered, the last ones, for those of whose end nobody ever asked."""
 _KIND = "job-"
-_LARGEST = 8 << 20
-"""Bytes of a file; a command line may have 2 MiB."""
-_LATEST = 2e11
-"""Seconds since 1970 that a date can be made of."""
-_ABANDONED = 24 * 3600.0
-"""Seconds after which a file that nobody has renamed is taken away."""
 
 
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,14 +76,6 @@ class Found(NamedTuple):
     """Files that cannot be read as entries, or are not ours."""
 
 
-def folder() -> str:
-    """Where entries lie: below ``$XDG_STATE_HOME``, else ``~/.local/state``."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state):  # then the standard wants it ignored
-        state = os.path.expanduser("~/.local/state")
-    return os.path.join(state, "zlaunch", "runs")
-
-
 def same_id(job: str) -> str:
     """A job's id in the one spelling that is kept: Flux writes one and the same as ``ƒ2AD`` and ``f2AD``."""
     return "f" + job[1:] if job.startswith("\u0192") else job
@@ -104,12 +87,7 @@ def add(job: BatchJob) -> None:
     Raises:
         OSError: it could not be written.
     """
-    place = folder()
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    with suppress(FileExistsError):
-        os.mkdir(place, 0o700)
-    if _check(place) & 0o077:
-        os.chmod(place, 0o700)
+    place = statefiles.prepared()
     _write(place, job)
     with suppress(OSError):
         _forget(place)
@@ -121,17 +99,8 @@ def look() -> Found:
     Raises:
         OSError: the folder cannot be read, or belongs to somebody else.
     """
-    place = folder()
-    try:
-        _check(place)
-        names = sorted(os.listdir(place))
-    except FileNotFoundError:
-        return Found((), ())
     jobs, odd = [], []
-    for name in names:
-        if not name.startswith(_KIND):
-            continue
-        path = os.path.join(place, name)
+    for path in statefiles.names(_KIND):
         try:
             jobs.append(_read(path))
         except FileNotFoundError:
@@ -184,10 +153,7 @@ def began(scheduler: str, job: str, run: str, hosts: Sequence[tuple[str, int]], 
 
 def _forget(place: str) -> None:
     now = time.time()
-    with os.scandir(place) as entries:
-        for entry in entries:
-            if entry.name.startswith("." + _KIND) and entry.stat(follow_symlinks=False).st_mtime < now - _ABANDONED:
-                os.unlink(entry.path)
+    statefiles.sweep(place, _KIND)
     jobs = look().jobs
     for job in {_path(place, one): one for one in _superfluous(jobs, now)}:
         with suppress(FileNotFoundError):
@@ -207,37 +173,11 @@ def _path(place: str, job: BatchJob) -> str:
 
 
 def _write(place: str, job: BatchJob) -> None:
-    # The standard library's json, since paths and arguments need not be UTF-8, and it keeps what is not.
-    data = json.dumps(msgspec.to_builtins(job), indent=1).encode()
-    path = _path(place, job)
-    beside = os.path.join(place, f".{os.path.basename(path)}.{os.urandom(6).hex()}")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data + b"\n")
-        os.rename(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+    statefiles.write(_path(place, job), job)
 
 
 def _read(path: str) -> BatchJob:
-    # Nothing in here is a pipe, but if it were, opening it would wait for ever.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        about = os.fstat(fd)
-        if about.st_uid != os.geteuid() or not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
-            raise PermissionError("not a file of ours")
-        job = msgspec.convert(json.loads(file.read()), type=BatchJob)  # its ValidationError is a ValueError
-    if not (0 <= job.submitted < _LATEST and 0 <= job.ended < _LATEST and math.isfinite(job.grace)):
+    job = statefiles.read(path, BatchJob)
+    if not (0 <= job.submitted < LATEST and 0 <= job.ended < LATEST and math.isfinite(job.grace)):
         raise ValueError("no times")
     return job
-
-
-def _check(place: str) -> int:
-    """The folder's permissions. Raises PermissionError for one that somebody else could have filled."""
-    about = os.stat(place)
-    if about.st_uid != os.geteuid():
-        raise PermissionError(f"{place} belongs to another user")
-    return stat.S_IMODE(about.st_mode)

@@ -18,6 +18,7 @@ from .errors import (
     ZlaunchError,
 )
 from .events import RunEnded
+from .failure import exit_status
 from .model import Fate, FateKind, HostPlan
 from .protocol.envelope import unpack
 from .protocol.letter import load
@@ -48,6 +49,12 @@ class Keeper(Protocol):
 
     def wait_closed(self) -> None:
         """Wait until the agents are gone."""
+
+    def leave(self, run: str, console: str) -> None:
+        """A run that nobody waits for."""
+
+    def publish(self, run: str) -> str:
+        """Have a run in the registry by now."""
 
 
 class LaunchResult(Sequence[R]):
@@ -103,6 +110,7 @@ class Run(Generic[R]):
         name: what runs.
         ended: how it ended, once it has; every rank's fate is in there.
         hosts: where it runs, with the number of ranks of each.
+        log_folder: the path of the folder for its log files; empty: there are none.
     """
 
     def __init__(self, cluster: Keeper, run: str, name: str, hosts: Sequence[HostPlan], *, alone: bool) -> None:
@@ -111,10 +119,12 @@ class Run(Generic[R]):
         self.ended: RunEnded | None = None
         self._cluster = cluster
         self.hosts = tuple(hosts)
+        self.log_folder = ""
         self.alone = alone
         self._started = False
         self._answers: dict[int, memoryview | None] = {}
         self._over = threading.Event()
+        self.all_started = threading.Event()
         self._lock = threading.Lock()
         self._decoded: LaunchResult[R] | BaseException | None = None
         self._callbacks: list[Callable[[Run[R]], object]] = []
@@ -166,6 +176,18 @@ class Run(Generic[R]):
                 return
         callback(self)
 
+    def leave(self, console: str) -> None:
+        """From now on nobody waits for it here: how it ended is remembered. ``console``: its output, or empty."""
+        self._cluster.leave(self.id, console)
+
+    def publish(self) -> str:
+        """Have it written down for other terminals by now; returns why that could not be done, or nothing."""
+        return self._cluster.publish(self.id)
+
+    def wait_started(self) -> None:
+        """Wait until all its ranks have been started, or it has ended."""
+        self.all_started.wait()
+
     def job(self) -> str:
         """Where it ran on a scheduler's nodes, how to learn what became of the job; else empty."""
         return self._cluster.job()
@@ -175,17 +197,7 @@ class Run(Generic[R]):
         ended = self.ended
         if ended is None:
             raise RuntimeError("it has not ended yet")
-        match ended.outcome:
-            case "succeeded":
-                return 0
-            case "timed out":
-                return 124
-            case "cancelled":
-                return 130
-            case "lost":
-                return 125
-            case "failed":
-                return (ended.cause.status or 1) if ended.cause else 1
+        return exit_status(ended.outcome, ended.cause)
 
     # --- from the cluster -------------------------------------------------------------------------------------------
 
@@ -195,6 +207,7 @@ class Run(Generic[R]):
         with self._lock:
             self.ended = ended
             self._over.set()
+            self.all_started.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:

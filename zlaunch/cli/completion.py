@@ -11,7 +11,7 @@ _SCRIPT = """\
 _zlaunch() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" i=2
     if (( COMP_CWORD == 1 )); then
-        COMPREPLY=( $(compgen -W "run ps logs stop info completion --help --version" -- "$word") ); return
+        COMPREPLY=( $(compgen -W "run ps attach logs stop info completion --help --version" -- "$word") ); return
     fi
     case "${{COMP_WORDS[1]}}" in
         info) COMPREPLY=( $(compgen -W "--json --help" -- "$word") ); return ;;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ..model import AgentCommand, HostPlan, Seat, Step
+from ..model import AgentCommand, HostPlan, Seat, Step, span_words
 from ..plan import LaunchPlan
 from ..torchenv.environment import rank_environment
 
@@ -50,6 +50,9 @@ def describe(
         lines += ["", f"{scheduled}: {shlex.join(agent.argv)}", f"  {_KEYS if agent.stdin_is_link else _KEPT}"]
         for path, text in agent.files.items():
             lines += ["", f"{path}:", *(f"  {line}".rstrip() for line in text.splitlines())]
+    if plan.ranks:
+        argv = ["<step>" if word == step.id else word for word in plan.ranks.argv]
+        lines += ["", f"MPI processes, one for each rank: {shlex.join(argv)} <attempt>"]
     for host in plan.hosts:
         agents = [agent for agent in plan.agents if host.index in agent.hosts and not scheduled]
         lines += ["", *_host(host, agents, "" if host.here or scheduled else ", over ssh")]
@@ -57,7 +60,8 @@ def describe(
             if seat.hostname == host.name:
                 own = sorted((k, v) for k, v in environments[seat.rank].items() if k not in shared)
                 words = " ".join(_assignment(name, value) for name, value in own)
-                lines.append(f"  rank {seat.rank}: {words}")
+                cores = f"on cores {span_words(seat.cpus)}, " if seat.cpus else ""
+                lines.append(f"  rank {seat.rank}: {cores}{words}")
     return "\n".join(lines) + "\n"
 
 
@@ -111,6 +115,8 @@ def _set_for(seat: Seat, plan: LaunchPlan, environ: Mapping[str, str]) -> Iterat
         unknown["MASTER_ADDR"] = f"<an address of {first} that the others reach>"
     if seat.nodes > 1 and "GLOO_SOCKET_IFNAME" not in plan.step.env:
         unknown["GLOO_SOCKET_IFNAME"] = "<the interface between the hosts>"
+    if seat.nodes > 1 and "OMPI_MCA_btl_tcp_if_include" not in plan.step.env:
+        unknown["OMPI_MCA_btl_tcp_if_include"] = "<the same>"
     if seat.threads == 0 and "OMP_NUM_THREADS" not in plan.step.env:
         unknown["OMP_NUM_THREADS"] = "<usable cores over ranks>"
     for name, value in rank_environment(plan.step, seat).items():

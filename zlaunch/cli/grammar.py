@@ -103,7 +103,7 @@ class _Reader:
             name = f"-{letter}"
             option = options.find(name)
             if option is None:
-                raise _unknown(name if place == 2 or name in options.NOT_YET else word)
+                raise _unknown(name if place == 2 else word)
             if option.takes is not Takes.NOTHING:
                 rest = word[place:]
                 self._take(option, name, rest.removeprefix("=") if rest else None)
@@ -143,18 +143,13 @@ class _Reader:
 
 def _unknown(name: str) -> UsageError:
     plain = options.canonical(name)
-    if plain in options.NOT_YET:
-        return UsageError(f"{name}: {options.NOT_YET[plain]}")
-    known = [*(spelling for option in options.OPTIONS for spelling in option.names), *options.NOT_YET]
+    known = [spelling for option in options.OPTIONS for spelling in option.names if spelling.startswith("--")]
     return UsageError(
         f"there is no option {name}",
-        nearest(plain, [spelling for spelling in known if spelling.startswith("--")])
-        or "zlaunch run --help lists them; an option of your own program comes after it",
+        nearest(plain, known) or "zlaunch run --help lists them; an option of your own program comes after it",
     )
 
 
 def _no_such_choice(option: Option, name: str, text: str) -> UsageError:
     there_are = f"there {'is' if len(option.choices) == 1 else 'are'} {', '.join(option.choices)}"
-    if text in option.later:
-        return UsageError(f"{name} {text}: not built yet in zlaunch 0.1", there_are)
     return UsageError(f"{name}: {text!r} is not a choice", nearest(text, option.choices) or there_are)

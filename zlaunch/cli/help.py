@@ -34,9 +34,10 @@ _STATUS = (
 
 _COMMANDS = (
     ("run", "start a script, module or program on every rank"),
-    ("ps", "your batch jobs, and where they stand (-a, --json)"),
-    ("logs", "what a batch job has printed, and goes on to (--rank R, -f)"),
-    ("stop", "end a batch job, its ranks first"),
+    ("ps", "your runs and batch jobs, and where they stand (-a, --json)"),
+    ("attach", "watch a run that was started elsewhere (--view, --ranks)"),
+    ("logs", "what a run or a batch job has printed, and goes on to (--rank R, -f)"),
+    ("stop", "end a run or a batch job, its ranks first"),
     ("info", "what this machine is: cores, memory, GPUs, scheduler, versions (--json)"),
     ("completion", 'print the completion of bash or zsh: eval "$(zlaunch completion bash)"'),
 )

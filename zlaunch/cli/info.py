@@ -14,7 +14,7 @@ import msgspec
 
 from .._version import __version__
 from ..backends import schedulers
-from ..model import HostFacts
+from ..model import HostFacts, span_words
 from ..systems.communication import arguments, as_words
 from ..systems.description import System, describe
 from ..systems.detect import facts
@@ -68,8 +68,10 @@ def _plain(
         "hostname": host.hostname,
         "cores": host.cores,
         "numa_domains": host.numa_domains,
+        "domains": [{"number": d.number, "cores": [list(core) for core in d.cores]} for d in host.domains],
         "memory": host.memory,
         "gpus": msgspec.to_builtins(host.gpus),
+        "gpu_trouble": host.gpu_trouble,
         "gpu_arch": gpu_arch,
         "scheduler": {"name": manager[0], "allocation": manager[1] or None},
         "system": _plain_system(system),
@@ -100,12 +102,18 @@ def _table(host: HostFacts, manager: tuple[str, str], versions: dict[str, str], 
     table.add_column(overflow="fold")
     table.add_row("host", host.hostname)
     table.add_row("cores", f"{host.cores} usable, {_count(host.numa_domains, 'NUMA domain')}")
+    for domain in host.domains if len(host.domains) > 1 else ():
+        near = [str(gpu.index) for gpu in host.gpus if gpu.domain == domain.number]
+        gpus = f", near GPU {', '.join(near)}" if near else ""
+        table.add_row("", f"domain {domain.number}: {span_words(cpu for core in domain.cores for cpu in core)}{gpus}")
     table.add_row("memory", gibibytes(host.memory))
     if not host.gpus:
-        table.add_row("GPUs", "none")
+        table.add_row("GPUs", "none to be had" if host.gpu_trouble else "none")
     for gpu in host.gpus:
         kind = f", {gpu_arch}" if gpu_arch else ""
         table.add_row("GPUs" if gpu is host.gpus[0] else "", f"{gpu.index}: {gpu.name}, {gibibytes(gpu.memory)}{kind}")
+    if host.gpu_trouble:
+        table.add_row("", host.gpu_trouble)
     name, job = manager
     table.add_row("scheduler", f"{name}, in job {job}" if job else name)
     for head, words in _system_rows(system):

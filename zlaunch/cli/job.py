@@ -13,9 +13,10 @@ from typing import Literal
 
 import msgspec
 
-from ..model import AllocationRequest
+from ..model import AllocationRequest, Bind
 from ..systems import targets
 from ..systems.params import DescriptionError
+from ..view.settings import ViewName
 from .grammar import UsageError, Words
 from .papers import Papers, papers
 from .values import Values, Workers
@@ -58,6 +59,7 @@ class Job:
     gpus_per_worker: int
     gpu_memory_fraction: float | None
     unswap_rocr_hip: bool
+    rendezvous: Literal["tcp", "mpi"]
     comm_backend: str | None
     """That the hosts are to be able to use."""
     env: tuple[tuple[str, str], ...]
@@ -67,15 +69,18 @@ class Job:
     max_restarts: int
     preload: tuple[str, ...]
     start_method: Literal["fork", "spawn"]
+    bind: Bind
     out: str | None
     err: str | None
     color_stderr: bool
     log_dir: str | None
     ranks: str | None
     """Whose lines the console shows: ``all``, ``none``, ``0,4-7``; ``None`` for what the view thinks best."""
-    view: Literal["auto", "plain", "json", "none"]
+    view: ViewName
     verbose: bool
     dry_run: bool
+    detach: bool
+    """Whether it outlives the terminal."""
     save_hostlist: bool
 
 
@@ -118,6 +123,7 @@ def _job(words: Words, environ: Mapping[str, str]) -> Job:
         gpus_per_worker=given.integer("gpus-per-proc", 1, least=1),
         gpu_memory_fraction=given.fraction("fraction-max-gpu-mem"),
         unswap_rocr_hip=given.flag("unswap-rocr-hip-vis-dev"),
+        rendezvous="mpi" if given.text("rdv") == "mpi" else "tcp",
         comm_backend=given.text("comm-backend"),
         env=tuple(env.items()),
         time_limit=given.minutes("time-limit"),
@@ -125,6 +131,7 @@ def _job(words: Words, environ: Mapping[str, str]) -> Job:
         max_restarts=given.integer("max-restarts", 0),
         preload=given.modules("preload", ("torch",), search),
         start_method="spawn" if given.text("start-method") == "spawn" else "fork",
+        bind=given.bind(),
         out=given.target("out"),
         err=given.target("err"),
         color_stderr=given.flag("color-stderr"),
@@ -132,6 +139,7 @@ def _job(words: Words, environ: Mapping[str, str]) -> Job:
         view=given.view(),
         verbose=verbose,
         dry_run=given.flag("dry-run"),
+        detach=given.flag("detach"),
         save_hostlist=verbose or given.flag("save-hostlist"),
     )
     # The command comes last, so that of two mistakes the one that was typed first is told.

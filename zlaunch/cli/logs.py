@@ -25,7 +25,7 @@ ASK_EVERY = 3.0
 PIECE = 1 << 20
 MISSING = 1
 """The exit status where the job has ended, and there is no such file."""
-_PLACE = re.compile(r"(?P<host>.+):(?P<local>\d+)|(?P<rank>\d+)", re.ASCII)
+PLACE = re.compile(r"(?P<host>.+):(?P<local>\d+)|(?P<rank>\d+)", re.ASCII)
 
 
 class Tail:
@@ -77,7 +77,7 @@ def logs(job: str, scheduler: str | None, rank: str | None, *, follow: bool) -> 
     if rank is None:
         tails = _own(found, whole_lines=follow)
     else:
-        place = _PLACE.fullmatch(rank)
+        place = PLACE.fullmatch(rank)
         if place is None:
             raise UsageError(f"logs: --rank: expected a number, or HOST:LOCAL_RANK, not {rank!r}")
         if found.log_dir is None and (found.run or not found.own):
@@ -102,7 +102,7 @@ def _find(job: str, scheduler: str | None) -> BatchJob:
     found = find(job, scheduler)
     if found is None:
         raise UsageError(
-            f"no job {job} is known that was submitted by zlaunch from here", "zlaunch ps -a lists those that are"
+            f"no run or job {job} is known that was started by zlaunch from here", "zlaunch ps -a lists those that are"
         )
     return found
 

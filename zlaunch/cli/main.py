@@ -86,10 +86,19 @@ def _run(words: list[str]) -> int:
     from .job import job
 
     what = job(sorted_words, os.environ)
+    hand = None
+    if what.detach:
+        from .detach import Hand, check, detach
+
+        check(what)
+        outcome = detach(what)
+        if not isinstance(outcome, Hand):
+            return outcome
+        hand, what = outcome, outcome.shown(what)
     from .run import run
 
     try:
-        return run(what)
+        return run(what, hand)
     except (BrokenPipeError, grammar.UsageError):
         raise
     except OSError as error:  # no folder, no descriptors, no processes left: the machine's, not the program's
@@ -113,7 +122,7 @@ def _info(words: list[str]) -> int:
 
 
 def _jobs(name: str) -> Callable[[list[str]], int]:
-    """``ps``, ``logs`` or ``stop``."""
+    """``ps``, ``attach``, ``logs`` or ``stop``."""
 
     def command(words: list[str]) -> int:
         from .jobs import run
@@ -134,7 +143,7 @@ def _completion(words: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
-    **{name: _jobs(name) for name in ("ps", "logs", "stop")},
+    **{name: _jobs(name) for name in ("ps", "attach", "logs", "stop")},
     "info": _info,
     "completion": _completion,
 }

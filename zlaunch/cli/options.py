@@ -31,8 +31,6 @@ class Option(NamedTuple):
     help: str
     takes: Takes = Takes.ONE
     choices: tuple[str, ...] = ()
-    later: tuple[str, ...] = ()
-    """Choices that are known and not built yet."""
     repeated: bool = False
     """Whether it may be given more than once; else the last one counts."""
 
@@ -174,7 +172,13 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "PyTorch",
         (
-            Option(("-r", "--rdv"), "tcp", "how the ranks find each other", choices=("tcp",), later=("mpi",)),
+            Option(
+                ("-r", "--rdv"),
+                "tcp|mpi",
+                "how the ranks find each other; mpi: as processes of an MPI world, which the site's MPI starts "
+                "(it needs mpi4py)",
+                choices=("tcp", "mpi"),
+            ),
             Option(
                 ("--comm-backend",),
                 "NAME",
@@ -197,6 +201,18 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "end the run after so long, with status 124 (1.5 is fine); the scheduler is asked for a minute more",
             ),
             Option(("--grace",), "SECONDS", "from SIGTERM to SIGKILL (default 30)"),
+            flag(
+                "--detach",
+                says="return when the ranks have started, and print the run's id; it outlives the terminal "
+                "(zlaunch ps, attach, logs, stop)",
+            ),
+            Option(
+                ("--bind",),
+                "HOW",
+                "cores of each rank: core (a share of its own, near its GPU), numa (all of that domain), none or auto "
+                "(the default: as core on hosts of several domains)",
+                choices=("auto", "core", "numa", "none"),
+            ),
             Option(("--max-restarts",), "N", "start a failed run again as a whole, up to N times (default 0)"),
             Option(("--preload",), "A,B", "modules imported once, before the ranks are forked (default torch)"),
             Option(
@@ -218,9 +234,8 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(
                 ("--view",),
                 "HOW",
-                "auto, plain, json (an event a line) or none",
-                choices=("auto", "plain", "json", "none"),
-                later=("live",),
+                "auto (live on a terminal, else plain), live, plain, json (an event a line) or none",
+                choices=("auto", "live", "plain", "json", "none"),
             ),
         ),
     ),
@@ -230,11 +245,6 @@ OPTIONS: tuple[Option, ...] = tuple(option for _, options in GROUPS for option i
 
 NOT_NEEDED = ("--node-rank", "--master-addr", "--master-port")
 """torchrun's, each with a value, and so is whatever begins with ``--rdzv-``: accepted, with a note."""
-
-_LATER = "not built yet in zlaunch 0.1"
-
-NOT_YET: dict[str, str] = {"--bind": _LATER, "--detach": _LATER}
-"""Options that are known and refused by name in this release, so that nobody looks for a typing error."""
 
 
 def find(name: str) -> Option | None:

@@ -17,7 +17,9 @@ from ..model import signal_name
 from ..result import Run
 from ..surroundings import copied_environment, say
 from ..systems.communication import check_hosts
+from ..view.keys import restore_all as restore_terminals
 from ..view.settings import ViewSettings, log_level
+from .detach import Hand
 from .doorbell import Doorbell, Interrupted, reader_to_watch
 from .grammar import UsageError
 from .job import Job
@@ -32,8 +34,8 @@ TIME_IS_UP = signal.SIGUSR2
 HOSTLIST = "hpc_launcher_hostlist.txt"
 
 
-def run(job: Job) -> int:
-    """Run the job to its end, or print what would run; returns the exit status.
+def run(job: Job, hand: Hand | None = None) -> int:
+    """Run the job to its end, or print what would run; returns the exit status. ``hand`` hears when it can be left.
 
     Raises:
         UsageError: the launcher found something wrong with the job before anything started.
@@ -44,6 +46,10 @@ def run(job: Job) -> int:
         from .batch import batch
 
         return batch(job, job.papers)
+    if job.papers and job.papers.attended and not job.dry_run:
+        from .attended import attended
+
+        return attended(job, job.papers)
     with Doorbell(*([TIME_IS_UP] if job.inside else [])) as bell:
         try:
             launcher = _launcher(job)
@@ -61,7 +67,7 @@ def run(job: Job) -> int:
                     show(job, job.papers)
                 return 0
             if job.papers:
-                from .batch import write
+                from .scripts import write
 
                 write(job, job.papers)
             if job.save_hostlist and not job.scheduler:
@@ -79,7 +85,12 @@ def run(job: Job) -> int:
         except Interrupted as interrupted:
             say(f"{_pressed(interrupted.number)}: no rank had started")
             return 128 + interrupted.number
-        return _watch(running, job, bell)
+        if hand:
+            hand.over(running)
+        status = _watch(running, job, bell)
+        if hand:
+            hand.wait()
+        return status
 
 
 def _note_down(running: Run[None], job: Job) -> None:
@@ -117,11 +128,13 @@ def _launcher(job: Job) -> Launcher:
         unswap_rocr_hip=job.unswap_rocr_hip,
         preload=job.preload,
         start_method=job.start_method,
+        bind=job.bind,
         grace_period=job.grace,
         time_limit=job.time_limit,
         max_restarts=job.max_restarts,
         log_dir=job.log_dir,
         view=job.view,
+        rendezvous=job.rendezvous,
     )
     launcher.request = job.request
     if job.comm_backend:
@@ -136,13 +149,15 @@ def _launcher(job: Job) -> Launcher:
         log_level=log_level(os.environ),
         verbose=job.verbose,
         report=True,
+        keys=True,
     )
     return launcher
 
 
 def _asked(job: Job) -> str | None:
     """Of the scheduler, as ``describe`` has it."""
-    return None if not job.scheduler else "agents" if job.inside else "nodes, and agents on them"
+    within = job.inside or (job.papers and job.papers.attended)
+    return None if not job.scheduler else "agents" if within else "nodes, and agents on them"
 
 
 @contextmanager
@@ -198,6 +213,7 @@ def _end(running: Run[None], presses: int, number: int, grace: float) -> None:
         running.cancel(grace=0)
     else:
         say(f"{what}: leaving; the agent ends what is left by itself")
+        restore_terminals()
         os._exit(128 + number)
 
 

@@ -1,7 +1,8 @@
-"""Level 6: ``zlaunch stop``: a job is ended, and its end waited for.
+"""Level 6: ``zlaunch stop``: a run or a job is ended, and its end waited for.
 
-One in the queue the scheduler cancels. In a running one zlaunch itself gets SIGTERM first, so that ranks have their
-grace period and the job its last words and its status; what has not ended by then the scheduler ends.
+A run's own supervisor is told. Of jobs: one in the queue the scheduler cancels. In a running one zlaunch itself gets
+SIGTERM first, so that ranks have their grace period and the job its last words and its status; what has not ended by
+then the scheduler ends.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import time
 
 from .. import registry
 from ..backends.scheduler import State
+from ..events import RunEnded
 from ..registry import BatchJob
+from ..runs import RunEntry
 from ..surroundings import say
 from .grammar import UsageError
-from .queues import UNKNOWN, Unreachable, cancel, cluster, find, look_at, state, title, warn
+from .queues import UNKNOWN, Unreachable, cancel, cluster, find, look_at, printable, state, title, warn
 
 MARGIN = 10.0
 """Seconds that zlaunch may take beyond the grace period of its ranks, to say what became of them."""
@@ -25,6 +28,45 @@ FIRST_LOOK, LAST_LOOK = 0.2, 2.0
 FAILED = 125
 INTERRUPTED = 130
 _ID = re.compile(r"[\w.+\[\]]+")
+
+
+def stop_run(entry: RunEntry, grace: float | None) -> int:
+    """Stop a run; returns the exit status, 0 when nothing of it is alive.
+
+    Raises:
+        LinkError: it does not answer.
+    """
+    from ..link.gallery import myself
+    from ..protocol.gallery import Stop, Told
+    from .attach import connected
+
+    if entry.ended:
+        say(f"run {entry.run} has ended already: {printable(entry.state)}")
+        return 0
+    visitor = connected(entry)
+    try:
+        visitor.say(Stop(myself(), grace))
+        allowed = entry.grace if grace is None else grace
+        how = f"its ranks get SIGTERM, and SIGKILL after {allowed:g} s; stop it once more to kill now"
+        say(f"run {entry.run} is told to end: {how if allowed else 'its ranks get SIGKILL'}")
+        while not visitor.gone:
+            for message in visitor.poll(None)[0]:
+                if isinstance(message, Told) and isinstance(message.event, RunEnded):
+                    return _ended(entry, message.event)
+        say(f"run {entry.run} has been told to end, and then {visitor.gone}")
+        return FAILED
+    except KeyboardInterrupt:
+        say(f"run {entry.run} has been told to end, and nobody waits for it now")
+        return INTERRUPTED
+    finally:
+        visitor.close()
+
+
+def _ended(entry: RunEntry, ended: RunEnded) -> int:
+    for survivor in ended.survivors:
+        say(f"still alive: pid {survivor.pid} on {survivor.hostname} ({printable(survivor.command)})")
+    say(f"run {entry.run} has ended: {ended.outcome}")
+    return FAILED if ended.survivors else 0
 
 
 def stop(job: str, scheduler: str | None, grace: float | None) -> int:
@@ -38,7 +80,7 @@ def stop(job: str, scheduler: str | None, grace: float | None) -> int:
     known = find(job, scheduler)
     if known is None and (scheduler is None or not _ID.fullmatch(job)):
         raise UsageError(
-            f"no job {job} is known that was submitted by zlaunch from here",
+            f"no run or job {job} is known that was started by zlaunch from here",
             "zlaunch ps lists those that are; with --scheduler any job of yours is stopped, slurm's for example",
         )
     stopping = _Stopping(known, scheduler or "", job)

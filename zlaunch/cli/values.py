@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..model import Bind
 from ..systems import targets
+from ..view.settings import ViewName
 from .grammar import Given, UsageError
 
 Workers = int | tuple[int, ...] | Literal["gpu", "cpu", "auto"]
@@ -60,12 +62,14 @@ class Values:
         return self.integer("procs-per-node", 1, least=1, words="a number of ranks, gpu, cpu or auto")
 
     def _want_gpu(self) -> None:
-        from ..systems.gpus import visible_gpus
+        from ..systems.gpus import look
 
-        if not visible_gpus():
+        sight = look()
+        if not sight.gpus:
             given = self._given["procs-per-node"][-1]
+            why = f" ({sight.trouble})" if sight.trouble else ""
             raise UsageError(
-                f"{given.spelling} gpu: no GPU is visible on this machine",
+                f"{given.spelling} gpu: no GPU is visible on this machine{why}",
                 "zlaunch info says what was found; -n cpu and -n NUMBER need none",
             )
 
@@ -219,10 +223,18 @@ class Values:
             raise UsageError(f"{given.spelling}: {error}") from None
         return given.text
 
-    def view(self) -> Literal["auto", "plain", "json", "none"]:
+    def bind(self) -> Bind:
+        """To which cores ranks are bound."""
+        match self.text("bind"):
+            case "core" | "numa" | "none" as word:
+                return word
+            case _:
+                return "auto"
+
+    def view(self) -> ViewName:
         """How the console shows it."""
         match self.text("view"):
-            case "plain" | "json" | "none" as word:
+            case "live" | "plain" | "json" | "none" as word:
                 return word
             case _:
                 return "auto"  # the grammar has refused all else
