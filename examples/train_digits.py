@@ -85,6 +85,7 @@ def main() -> None:
     print(f"rank {dist.get_rank()} of {dist.get_world_size()} is done")
     if dist.get_rank() == 0:
         print(f"test accuracy: {accuracy(model.module):.4f}")
+    del model  # before the group: what DistributedDataParallel holds of it may hang where it is the last to go
     dist.destroy_process_group()
 
 

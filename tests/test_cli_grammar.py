@@ -97,13 +97,10 @@ def test_what_torchrun_needs_and_we_do_not() -> None:
         ("--out --err x", "--out needs a value", "--out=--err"),
         ("--local=yes x", "--local takes no value", ""),
         ("--view plian x", "--view: 'plian' is not a choice", "plain"),
-        ("--view live x", "--view live: not built yet", "plain"),
-        ("-r mpi x", "-r mpi: not built yet", "tcp"),
         ("--scheduler slrum x", "--scheduler: 'slrum' is not a choice", "did you mean slurm?"),
         ("--hosts --hostfile x", "--hosts needs a value", "--hosts=--hostfile"),
         ("--hostnames a,b x", "there is no option --hostnames", ""),
-        ("--bind numa x", "--bind: not built yet", ""),
-        ("--detach x", "--detach: not built yet", ""),
+        ("--bind nama x", "--bind: 'nama' is not a choice", "did you mean numa?"),
     ],
 )
 def test_what_is_refused(line: str, message: str, hint: str) -> None:

@@ -97,11 +97,11 @@ def test_a_job_from_its_submission_to_its_end(user: User) -> None:
     with user.starts("logs", "-f", job) as following:
         user.waits("a folder", "rank 0", "rank 3")
         table = user.types("ps").stdout.splitlines()
-        assert table[0].split() == ["JOB", "SCHEDULER", "STATE", "NODES", "x", "RANKS", "NAME", "FOLDER"]
-        assert re.split(" {2,}", table[1]) == [
-            *(job, "slurm", "RUNNING", "2 x 2", "a trial", str(user.home / "a folder")),
-        ]
+        assert table[0].split() == ["RUN", "WHERE", "STATE", "HOSTS", "x", "RANKS", "ELAPSED", "NAME"]
+        (row,) = [re.split(" {2,}", line) for line in table[1:]]  # the job and its run are one
+        assert [*row[:4], row[5]] == [job, "slurm", "RUNNING", "2 x 2", "a trial"]
         said = user.jobs()[job]
+        assert said["folder"] == str(user.home / "a folder")
         assert (said["state"], said["over"], said["nodes"], said["ranks_per_node"]) == ("RUNNING", False, 2, 2)
         assert said["argv"][:2] == ["zlaunch", "run"]
         assert (said["cluster"], said["submitted_on"]) == ("bed", os.uname().nodename)
@@ -142,6 +142,45 @@ def test_a_running_job_is_stopped_by_its_ranks_first(user: User) -> None:
     again = user.types("stop", job)
     assert again.returncode == 0
     assert "has ended already: FAILED" in again.stderr
+    nothing_is_left(user.slurm)
+
+
+def test_a_jobs_run_is_watched_from_the_login_node(user: User) -> None:
+    job = user.submits("-N", "2", "-n", "1", "-l", "d")
+    user.waits("d", "rank 0", "rank 1")
+    until(lambda: user.jobs()[job]["pid"] is not None, "the run to be written down")
+    said = user.jobs()[job]
+    assert (said["hostname"], said["hosts"]) == ("node1", [["node1", 1], ["node2", 1]])
+    with user.starts("attach", job) as one, user.starts("attach", said["run"], "--ranks", "1") as other:
+        assert one.stdout is not None
+        assert other.stdout is not None
+        assert {one.stdout.readline() for _ in range(2)} == {"[rank 0] rank 0\n", "[rank 1] rank 1\n"}
+        assert other.stdout.readline() == "[rank 1] rank 1\n"
+        stopped = user.types("stop", job)
+        assert (stopped.returncode, stopped.stdout) == (0, "")
+        assert "asked to end" in one.communicate(timeout=30)[0]
+        other.communicate(timeout=30)
+        assert (one.returncode, other.returncode) == (130, 130)
+    over = user.jobs("-a")[job]
+    assert (over["over"], over["pid"]) == (True, None)
+    assert user.types("attach", job).returncode == 2
+    nothing_is_left(user.slurm)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "forgotten"])
+def test_of_a_jobs_run_the_schedulers_word_counts(user: User, known: bool) -> None:
+    job = user.submits("-N", "1", "-n", "1", "-l", "d")
+    user.waits("d", "rank 0")
+    until(lambda: user.jobs()[job]["pid"] is not None, "the run to be written down")
+    folder = user.home / "state/zlaunch/runs"
+    if not known:
+        next(folder.glob("job-*")).unlink()
+    row = user.jobs()[job]
+    assert (row["state"], row["scheduler"]) == ("RUNNING" if known else "running", "slurm")
+    user.slurm.ask("scancel", "--full", "--signal=KILL", job)  # nobody is left who could tidy up
+    until(lambda: user.slurm.state(int(job)) not in ("RUNNING", "COMPLETING"), "the end of the job")
+    assert user.jobs() == {}
+    assert not list(folder.glob("run-*"))
     nothing_is_left(user.slurm)
 
 
@@ -203,7 +242,7 @@ def test_a_requeued_job_has_not_ended(user: User) -> None:
     assert user.jobs("-a")[job]["state"] == "COMPLETED"
     user.slurm.ask("scontrol", "requeuehold", job)
     assert user.jobs()[job]["over"] is False
-    (file,) = (user.home / "state/zlaunch/runs").iterdir()
+    (file,) = (user.home / "state/zlaunch/runs").glob("job-*")
     file.write_text(json.dumps({**json.loads(file.read_text()), "ended": 5.0, "word": "COMPLETED"}))
     assert job not in user.jobs()  # that was long ago, and nobody asks any more
     stopped = user.types("stop", job)
@@ -363,15 +402,15 @@ def test_nothing_that_is_remembered_does_anything_on_a_terminal(
         (["ps", "--al"], "did you mean --all?"),
         (["ps", "12"], "'12' is too much"),
         (["ps", "--json=x"], "there is no --json=x"),
-        (["logs"], "which job?"),
-        (["stop", ""], "which job?"),
+        (["logs"], "which run?"),
+        (["stop", ""], "which run?"),
         (["logs", "12"], "zlaunch ps -a lists"),
         (["logs", "12", "--rank"], "--rank needs a value"),
         (["logs", "12", "13"], "'13' is too much"),
         (["stop", "12", "--grace", "-1"], "expected seconds, not '-1'"),
         (["stop", "12", "--grace=nan"], "expected seconds, not 'nan'"),
         (["stop", "-1", "--scheduler", "slurm"], "there is no -1"),
-        (["stop", "1 2", "--scheduler", "slurm"], "no job 1 2 is known"),
+        (["stop", "1 2", "--scheduler", "slurm"], "no run or job 1 2 is known"),
         (["stop", "12", "--scheduler", "at"], "no jobs of 'at'"),
     ],
 )

@@ -348,7 +348,7 @@ def test_a_script_of_the_users(site: Site, tmp_path: Path) -> None:
 
 WANTS = ("-g", "-p", "--gpumem-at-least", "--gpus-per-proc", "--fraction-max-gpu-mem", "NCCL", "RCCL")
 """Of GPUs, which there are none here."""
-OWN = ("--reservation", "--dependency", "--bg", "--scheduler")
+OWN = ("--reservation", "--dependency", "--bg", "--scheduler", "mpi")
 """What other tests have."""
 SCALED = [
     ["2" if name in ("-N", "-n") and int(word) > 2 else word for name, word in pairwise(["", *line.split()])]

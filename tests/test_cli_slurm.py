@@ -392,7 +392,7 @@ def test_a_launch_directory_of_a_run_that_is_waited_for(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[rank 0] here x y\n", "")
     assert (folder / "trial" / "launch.sh").read_text().endswith(" --preload '' train.py 'x y'\n")
     assert [log.read_text() for log in folder.glob("trial/zlaunch_logs/*/localhost?0?.log")] == ["here x y\n"]
-    assert {path.name for path in folder.iterdir()} == {"train.py", "own.sh", "trial"}
+    assert {path.name for path in folder.iterdir()} - {"state"} == {"train.py", "own.sh", "trial"}
 
 
 def test_a_file_of_the_users_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

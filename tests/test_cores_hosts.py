@@ -11,7 +11,7 @@ from zlaunch.protocol import messages as m
 from zlaunch.supervisor import effects as do
 from zlaunch.supervisor import happenings as on
 from zlaunch.testing import Pair, order
-from zlaunch.view.text import report
+from zlaunch.view.report import report
 
 
 class Watched(Pair):
@@ -322,5 +322,9 @@ def test_a_lost_host_is_told_in_one_line() -> None:
     pair.submit(order("r", pair))
     pair.feed(on.AgentGone(1, "silent"))
     pair.advance(1)
-    lines = report(pair.ended[0], None)
-    assert lines == ["1 other rank ended or stopped with the run", "ranks 1, 2, 3 (host1) lost: silent"]
+    assert [line.text for line in report(pair.ended[0])] == [
+        "ranks 1-3 (host1) lost: silent",
+        "1 rank was ended by zlaunch with SIGTERM",
+        "see whether host1 is up and can be reached; a run can go on without it (--hosts, hostnames)",
+        "exit status 125: host1 was lost: silent",
+    ]

@@ -220,8 +220,9 @@ def alike(line: str) -> str:
     line = re.sub(r"^\[ranks? [\d,-]+\] (\[rank\d+\]: )?", "", line)
     line = re.sub(r"/\S*/(?=\S)", "", line)
     line = re.sub(r"\d{8}-\d{6}-[0-9a-f]{8}", "RUN", line)
-    line = re.sub(r"\d+ other ranks? ended", "N other ranks ended", line)  # how many symptoms are told is a race
-    line = line.replace("zlaunch: first: rank", "zlaunch: rank")
+    # how many of the others fail for want of a peer before they are ended is a race
+    line = re.sub(r"^zlaunch: \d+ ranks? (failed because a peer was gone|w\w+ ended by zlaunch.*)", "zlaunch: N", line)
+    line = re.sub(r"[\d.]+ m?s after the start", "N s after the start", line)
     return re.sub(r"\bpid \d+", "pid N", line)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from bed import Bed
 
 import zlaunch
 
@@ -64,3 +68,98 @@ def test_some_ranks_may_destroy_their_group_and_others_not(cluster: zlaunch.Laun
 
     for who in (0, 1):
         assert list(cluster.on(backend="gloo", time_limit=20).run(leave, who)) == [0, 1]
+
+
+# --- who does not come, and who goes ----------------------------------------------------------------------------------
+
+
+class OnRank:
+    """An argument that does something while one rank unpacks it: that is before its process group is made."""
+
+    def __init__(self, who: int, deed: Callable[[], object]) -> None:
+        self.who, self.deed = who, deed
+
+    def __reduce__(self) -> tuple[object, ...]:
+        who, deed = self.who, self.deed
+        return (lambda: deed() if os.environ["RANK"] == str(who) else None), ()
+
+
+def fail() -> None:
+    raise FileNotFoundError("no data here")
+
+
+def test_a_rank_that_never_joins_is_named(cluster: zlaunch.Launcher) -> None:
+    world = cluster.on(workers_per_host=3, backend="gloo", worker_timeout=2)
+    with pytest.raises(
+        dist.DistStoreError, match=r"Timed out after . s waiting for rank 1 on localhost \(joined\)"
+    ) as e:
+        world.run(lambda _: rank(), OnRank(1, signal.pause))
+    fates = {fate.rank: fate for fate in e.value.__cause__.failures}  # type: ignore[union-attr]
+    assert fates[1].stopped
+    assert e.value.__cause__.rank in (0, 2)  # type: ignore[union-attr]
+
+
+def test_a_rank_that_leaves_before_it_joins_is_not_waited_for(cluster: zlaunch.Launcher) -> None:
+    world = cluster.on(workers_per_host=3, backend="gloo", worker_timeout=60)
+    began = time.monotonic()
+    with pytest.raises(zlaunch.WorkerFailedError) as e:
+        world.run(lambda _: rank(), OnRank(1, lambda: os._exit(0)))
+    assert (e.value.rank, e.value.hostname, e.value.exit_code) == (1, "localhost", 0)
+    with pytest.raises(zlaunch.SerializationError, match="no data here"):
+        world.run(lambda _: rank(), OnRank(1, fail))
+    assert time.monotonic() - began < 20
+
+
+def test_hosts_of_those_who_never_join(bed: Bed) -> None:
+    launcher = zlaunch.Launcher(
+        hostnames=["node1", "node2"],
+        workers_per_host=2,
+        backend="gloo",
+        worker_timeout=3,
+        ssh_config_file=str(bed.ssh_config),
+        log_dir=None,
+        view="none",
+        grace_period=1,
+    )
+    with launcher:
+        with pytest.raises(dist.DistStoreError, match=r"waiting for rank 3 on node2 \(joined\)"):
+            launcher.run(lambda _: rank(), OnRank(3, signal.pause))
+        with pytest.raises(zlaunch.WorkerFailedError) as e:
+            launcher.run(lambda _: rank(), OnRank(2, lambda: os._exit(0)))
+        assert (e.value.rank, e.value.hostname, e.value.exit_code) == (2, "node2", 0)
+
+
+@pytest.mark.parametrize("way", ["return", "exit 0", "exit 3", "raise", "interrupt"])
+def test_the_group_is_destroyed_on_every_way_out(cluster: zlaunch.Launcher, tmp_path: Path, way: str) -> None:
+    def leave() -> None:
+        import atexit
+        import sys
+
+        file = tmp_path / f"{way}.{rank()}"
+        atexit.register(lambda: file.write_text(str(dist.is_initialized())))
+        match way:
+            case "exit 0" | "exit 3":
+                sys.exit(int(way[-1]))
+            case "raise":
+                raise ValueError
+            case "interrupt":
+                raise KeyboardInterrupt
+
+    world = cluster.on(backend="gloo", workers_per_host=1)
+    try:
+        world.run(leave)
+    except (ValueError, zlaunch.WorkerFailedError):
+        assert way in ("raise", "exit 3", "interrupt")
+    assert (tmp_path / f"{way}.0").read_text() == "False"
+
+
+def test_a_forked_child_that_fails_leaves_its_parents_group_alone(cluster: zlaunch.Launcher) -> None:
+    def work() -> float:
+        total = torch.ones(1)
+        if os.fork() == 0:
+            raise SystemExit(3)
+        os.wait()
+        dist.all_reduce(total)
+        return float(total.item())
+
+    assert list(cluster.on(backend="gloo").run(work)) == [2.0, 2.0]

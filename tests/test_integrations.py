@@ -27,17 +27,18 @@ def test_nothing_given_is_the_default() -> None:
 
 def test_every_field_can_be_given() -> None:
     line = (
-        "--hostnames a b --workers-per-host 2 4 --backend None --rendezvous tcp --ssh-config-file c "
+        "--hostnames a b --workers-per-host 2 4 --backend None --rendezvous mpi --ssh-config-file c "
         "--worker-timeout 5 --agent-timeout 6.5 --copy-env-vars A* B --extra-env-vars X=1 Y=a=b --env-file e "
         "--gpus-per-worker 2 --gpu-memory-fraction 0.5 --unswap-rocr-hip true --preload torch,numpy "
         "--start-method spawn --grace-period 1 --time-limit 60 --max-restarts 3 --log-dir None --view json "
-        "--python p --setup s --host-timeout 9"
+        "--python p --setup s --host-timeout 9 --bind core"
     )
     given = parsed(line)
     assert given == Launcher(
         hostnames=["a", "b"],
         workers_per_host=[2, 4],
         backend=None,
+        rendezvous="mpi",
         ssh_config_file="c",
         worker_timeout=5,
         agent_timeout=6.5,
@@ -57,9 +58,10 @@ def test_every_field_can_be_given() -> None:
         python="p",
         setup="s",
         host_timeout=9,
+        bind="core",
     )
     for field in fields(Launcher):
-        if field.init and field.name != "rendezvous":  # which has one value that works
+        if field.init:
             assert getattr(given, field.name) != getattr(Launcher(), field.name), field.name
 
 
@@ -80,7 +82,7 @@ def test_single_words(line: str, field: str, value: object) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["--workers-per-host 0", "--backend nccll", "--extra-env-vars X", "--unswap-rocr-hip maybe", "--view live"],
+    ["--workers-per-host 0", "--backend nccll", "--extra-env-vars X", "--unswap-rocr-hip maybe", "--view lively"],
 )
 def test_what_cannot_be_meant_is_an_error_of_argparse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from zlaunch.agent.pump import BATCH, STATE_EVERY, Pump
+from zlaunch.agent.pump import BATCH, SELDOM, STATE_EVERY, Pump
 from zlaunch.protocol.messages import Log
 
 
@@ -78,11 +78,40 @@ def test_a_short_progress_bar_is_one_line(rank: Rank) -> None:
     assert rank.states() == []
 
 
-def test_a_long_progress_bar_is_seen_now_and_then(rank: Rank) -> None:
-    for second in range(12):
-        rank.prints(b"\r%d of 12" % second, float(second))
-    rank.prints(b"\rdone\n", 12.0)
+def test_a_long_progress_bar_is_seen_again_and_again(rank: Rank) -> None:
+    for second in range(4):
+        for tenth in range(10):
+            rank.prints(b"\r%d.%d of 4" % (second, tenth), second + tenth / 10)
+    rank.prints(b"\rdone\n", 4.0)
     rank.prints(b"an ordinary line\n", 30.0)
     rank.prints(b"a prompt without an end", 40.0)
-    assert rank.states() == [b"5 of 12", b"10 of 12"]
+    states = rank.states()
+    assert states[0] == b"0.5 of 4"
+    assert len(states) == 7
     assert rank.lines() == [b"done\n", b"an ordinary line\n"]
+    assert rank.pump.deadline() is None
+
+
+def test_a_bar_that_stands_still_is_shown_as_it_stands(rank: Rank) -> None:
+    rank.prints(b"\r98%", 1.0)
+    rank.prints(b"\r99%", 1.2)
+    assert rank.states() == []
+    due = rank.pump.deadline()
+    assert due == 1.0 + BATCH + STATE_EVERY
+    rank.pump.tick(due)
+    assert rank.states() == [b"99%"]
+    assert rank.pump.deadline() is None, "nobody wakes for what has not changed"
+    rank.prints(b"\r100%", 30.0)
+    assert rank.states() == [b"99%", b"100%"]
+
+
+def test_the_bars_of_very_many_ranks_are_seen_now_and_then(rank: Rank) -> None:
+    end = rank.pump.open("step", 1, "err", world_size=8000)
+    os.write(end, b"\r1%")
+    for fd in list(rank.pump.watched()):
+        rank.pump.readable(fd, 0.0)
+    rank.pump.tick(BATCH)
+    due = rank.pump.deadline()
+    assert due is not None
+    assert due >= SELDOM
+    os.close(end)

@@ -281,7 +281,7 @@ def test_a_sigterm_handler_can_finish_within_the_grace_period(
             raise ValueError("of rank 1")
         rig.sleep_for_ever()
 
-    file = tmp_path / "state"
+    file = tmp_path / "saved"
     os.mkfifo(f"{file}.gate")
     run = cluster.submit(work, roll.path, str(file))
     roll.expect(rank0=1, rank1=1)

@@ -121,7 +121,10 @@ def test_streams_go_to_their_streams_and_credit_comes_back() -> None:
 
 def test_a_line_that_redraws_itself_is_for_eyes_only(tmp_path: Path) -> None:
     with office(ViewSettings(log_dir=str(tmp_path))) as here:
-        here.tell(started(1), Redrawn(0.0, "r1", 0, 0, "node", "err", "45%"), output(b"100%\n", stream="err"), ended(0))
+        here.tell(started(1))
+        for at, text in ((0.5, "5%"), (3.0, "25%"), (5.5, "45%"), (6.0, "50%")):
+            here.tell(Redrawn(at, "r1", 0, 0, "node", "err", text))
+        here.tell(output(b"100%\n", stream="err"), ended(0))
         assert here.settled()
         assert here.err.getvalue() == b"[rank 0] 45%\n[rank 0] 100%\n"
         (file,) = tmp_path.glob("*/node[[]0].log")
@@ -318,7 +321,11 @@ def test_a_failed_run_is_reported_with_its_file(tmp_path: Path) -> None:
         assert here.settled()
         path = here.desk.log_file("r1", 1)
         assert here.err.getvalue().decode().splitlines() == [
-            "zlaunch: rank 1 (node, local rank 1, pid 9) killed by SIGKILL",
+            "zlaunch: rank 1 (node, local rank 1, pid 9) killed by SIGKILL, 0 ms after the start",
+            "zlaunch: 1 rank had done its part",
+            "zlaunch: not zlaunch but something else on node sent that signal: "
+            "a person, a scheduler, or a limit of its container",
+            "zlaunch: exit status 137: rank 1 on node killed by SIGKILL",
             f"zlaunch: its whole output: {path}",
         ]
         assert Path(path or "").read_bytes() == b"", "it printed nothing, but its file is there to be read"

@@ -6,12 +6,11 @@ import random
 
 import pytest
 
-from zlaunch.events import Output, RunEnded
-from zlaunch.model import Fate, FateKind, Survivor
-from zlaunch.view.console import RankLines, prefixed
-from zlaunch.view.folding import Folder, Shown, span_words
+from zlaunch.events import Output
+from zlaunch.model import span_words
+from zlaunch.view.folding import Folder, Shown
+from zlaunch.view.ranklines import RankLines, prefixed
 from zlaunch.view.settings import ViewSettings, log_level, parse_ranks
-from zlaunch.view.text import report
 
 
 def shown(items: list[Shown]) -> list[str]:
@@ -198,29 +197,3 @@ def test_log_levels_by_name_and_number() -> None:
         log_level({"ZLAUNCH_LOG_LEVEL": "loud"})
     with pytest.raises(ValueError, match="live, plain"):
         ViewSettings(view="fancy")  # type: ignore[arg-type]
-
-
-def fate(rank: int, kind: FateKind, **more: object) -> Fate:
-    return Fate(rank=rank, local_rank=rank, hostname="node", pid=100 + rank, kind=kind, at=1.0, **more)  # type: ignore[arg-type]
-
-
-def test_a_run_that_succeeded_has_no_report() -> None:
-    fates = (fate(0, FateKind.RETURNED),)
-    assert report(RunEnded(1.0, "run", "succeeded", None, fates), "/log") == []
-
-
-def test_the_last_lines_of_a_report_are_the_cause_and_its_file() -> None:
-    cause = fate(2, FateKind.SIGNALED, signal=9)
-    others = (
-        fate(1, FateKind.EXITED, exit_code=1),
-        fate(0, FateKind.SIGNALED, signal=15, stopped=True),
-        fate(3, FateKind.SIGNALED, signal=15, stopped=True),
-    )
-    ended = RunEnded(1.0, "run", "failed", cause, (cause, *others), (Survivor("node", 77, "sleep"),))
-    assert report(ended, "/logs/node[2].log") == [
-        "still alive: pid 77 on node (sleep)",
-        "rank 1 (node, local rank 1, pid 101) exited with status 1",
-        "2 other ranks ended or stopped with the run",
-        "first: rank 2 (node, local rank 2, pid 102) killed by SIGKILL",
-        "its whole output: /logs/node[2].log",
-    ]

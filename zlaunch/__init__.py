@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from .errors import TimeLimitExceeded as TimeLimitExceeded
     from .errors import WorkerFailedError as WorkerFailedError
     from .errors import ZlaunchError as ZlaunchError
-    from .launcher import DEFAULT_ENV_VARS_FOR_COPY as DEFAULT_ENV_VARS_FOR_COPY
     from .launcher import Launcher as Launcher
     from .model import Fate as Fate
     from .result import LaunchResult as LaunchResult
     from .result import Run as Run
+    from .surroundings import DEFAULT_ENV_VARS_FOR_COPY as DEFAULT_ENV_VARS_FOR_COPY
 
 _HOMES = {
     "AgentFailedError": "errors",
-    "DEFAULT_ENV_VARS_FOR_COPY": "launcher",
+    "DEFAULT_ENV_VARS_FOR_COPY": "surroundings",
     "Fate": "model",
     "LaunchError": "errors",
     "LaunchResult": "result",

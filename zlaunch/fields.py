@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from .backends import SCHEDULERS
 from .errors import LaunchError
 from .model import HostFacts, HostPlan
+from .systems.communication import maker_of_host
 from .systems.hosts import check_names
 from .systems.machine import are_this_machine
 
@@ -14,11 +15,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "backend": ("auto", "nccl", "gloo", "mpi", "ucc", None),
     "rendezvous": ("tcp", "mpi"),
     "start_method": ("fork", "spawn"),
+    "bind": ("auto", "none", "numa", "core"),
     "view": ("auto", "live", "plain", "json", "none"),
 }
-_NOT_YET = {"rendezvous": ("mpi", "tcp"), "view": ("live", "plain")}
-"""Values that the contract has and this version has not, and what to use instead."""
-
 
 LEAST_SILENCE = 1.5
 """Seconds: with a heartbeat a second, less would lose hosts that are well."""
@@ -30,8 +29,6 @@ def check_fields(launcher: object) -> None:
         value = getattr(launcher, name)
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
-        if name in _NOT_YET and value == _NOT_YET[name][0]:
-            raise LaunchError(f"{name}={value!r} is not there in this version of zlaunch; use {_NOT_YET[name][1]!r}")
     for name in ("worker_timeout", "agent_timeout", "host_timeout", "time_limit"):
         value = getattr(launcher, name)
         if not (value is None and name == "time_limit") and not value > 0:
@@ -54,6 +51,26 @@ def check_gpu_memory(fraction: float | None, kind: str, hosts: Mapping[str, Host
     without = [name for name, facts in hosts.items() if not facts.gpus]
     if without:
         raise LaunchError(f"gpu_memory_fraction is {fraction!r}, and there is no GPU on {', '.join(without)}")
+
+
+def check_nccl(workers: Mapping[str, int], gpus_per_worker: int, hosts: Mapping[str, HostFacts]) -> None:
+    """Whether a process group of nccl can be made: it wants a GPU for each rank, and all of one maker.
+
+    Raises:
+        LaunchError: which hosts have too few, and why; or whose GPUs are another maker's.
+    """
+    short = []
+    for name, facts in hosts.items():
+        wanted, has = workers[name] * gpus_per_worker, len(facts.gpus)
+        if wanted > has:
+            why = f", {facts.gpu_trouble}" if facts.gpu_trouble else ""
+            short.append(f"{name} ({wanted} wanted, {has} there{why})")
+    if short:
+        raise LaunchError(f"backend is 'nccl', and GPUs are missing on {', '.join(short)}; gloo needs none")
+    makers = {name: maker_of_host(facts) for name, facts in hosts.items()}
+    if len(set(makers.values())) > 1:
+        amd = ", ".join(name for name, maker in makers.items() if maker == "amd")
+        raise LaunchError(f"the GPUs of {amd} are AMD's, the others' NVIDIA's: no backend=\"nccl\" has both; gloo does")
 
 
 def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from . import worlds
 from .access import Access, config_path
 from .allocation import allocate, places_of, private_folder, wanted
 from .asking import Holder
@@ -21,7 +22,7 @@ from .backends.scheduler import Launch
 from .cluster import Cluster
 from .errors import LaunchError
 from .fields import check_fields, hosts_of
-from .model import AllocationRequest, HostFacts, HostPlan, StartMethod, TaskKind
+from .model import AllocationRequest, Bind, HostFacts, HostPlan, StartMethod, TaskKind
 from .plan import LaunchPlan
 from .protocol.envelope import Buffer
 from .protocol.letter import dump_task
@@ -39,7 +40,7 @@ from .steps import (
     make_plan,
     with_backend,
 )
-from .surroundings import ranks_environment, say, view_settings
+from .surroundings import DEFAULT_ENV_VARS_FOR_COPY, ranks_environment, say, view_settings
 from .systems.detect import facts as detect_facts
 from .systems.targets import check_module, check_program, check_script, search_path
 from .view.settings import HandlerFactory, ViewName, ViewSettings
@@ -55,18 +56,6 @@ Dump = Callable[..., Sequence[Buffer]]
 
 DEFAULT_LOG_DIR = "zlaunch_logs"
 
-DEFAULT_ENV_VARS_FOR_COPY: tuple[str, ...] = (
-    "PATH",
-    "LD_LIBRARY*",
-    "LIBRARY_PATH",
-    "PYTHON*",
-    "CUDA*",
-    "TORCH*",
-    "PYTORCH*",
-    "NCCL*",
-)
-"""Shell patterns of the variables that ranks on other hosts get from here. Ranks on this machine inherit them all."""
-
 
 @dataclass
 class Launcher:
@@ -81,11 +70,13 @@ class Launcher:
             or ``"auto"`` (one per GPU; without any, one per NUMA domain).
         backend: the process group that is made before a function and destroyed after it. ``"auto"``: nccl where there
             are GPUs, else gloo; ``None``: none.
-        rendezvous: how ranks find each other; ``"tcp"``.
+        rendezvous: how ranks find each other: ``"tcp"``; or ``"mpi"``: they are processes of an MPI world as well.
         ssh_config_file: for hosts that are reached by ssh; default: what ``ssh`` itself reads.
         python: the interpreter on hosts that are reached by ssh; default: the path of the one here.
         setup: what their shell does first: ``"module load cuda"``.
         host_timeout: seconds without a sign of life after which a host is lost; 1.5 at least.
+        bind: to which cores ranks are bound: ``"core"`` to a share of their own, in the NUMA domain of their GPU,
+            ``"numa"`` to all of that domain, ``"none"``; ``"auto"``: as ``"core"`` on hosts of several domains.
         worker_timeout: seconds that a collective of the process group may take.
         agent_timeout: seconds that agents may take to start.
         copy_env_vars: shell patterns of variables that ranks on other hosts get on top of those of their own host;
@@ -101,7 +92,7 @@ class Launcher:
         time_limit: seconds that a step may run.
         max_restarts: how often a failed step is started again, as a whole.
         log_dir: where the files per rank go; ``None`` or ``""`` for none.
-        view: how the console shows it: ``"auto"``, ``"plain"``, ``"json"`` or ``"none"``.
+        view: how the console shows it: ``"live"`` (a table; auto: on a terminal), ``"plain"``, ``"json"``, ``"none"``.
     """
 
     hostnames: Where | list[str] = "auto"
@@ -127,6 +118,7 @@ class Launcher:
     python: str | None = None
     setup: str | None = None
     host_timeout: float = 4.5
+    bind: Bind = "auto"
 
     view_settings: ViewSettings | None = field(default=None, init=False, repr=False, compare=False)
     """What the command line says of the view beyond ``log_dir`` and ``view``; wins over both."""
@@ -279,7 +271,7 @@ class Launcher:
 
         Records carry ``hostname`` and ``local_rank``; printed lines are INFO (stdout) and ERROR (stderr) records.
         ``"auto"`` is the default again; ``None`` shows nothing. The files in ``log_dir`` are written in any case.
-        Takes effect with the next ``start``.
+        Where agents are there already, it is so from now on, for all who share them. Raises what the factory raises.
         """
         if handler_factory == "auto":
             self._handlers = None
@@ -287,6 +279,8 @@ class Launcher:
             self._handlers = list
         else:
             self._handlers = handler_factory
+        if cluster := self._shared.cluster:
+            cluster.desk.set_handlers(self._handlers)
         return self
 
     def plan(self, kind: TaskKind = "function", *argv: str) -> LaunchPlan:
@@ -301,6 +295,7 @@ class Launcher:
         tasks: dict[bool, Sequence[Buffer]] = dict.fromkeys((True, False), dump() if dump else ())
         cluster = self._shared.cluster
         alone = cluster is None
+        world = worlds.find(self, kind)
         if cluster is None:
             if places and (all(place.here for place in places) or can_count(self, places)):
                 here = {place.index: detect_facts() for place in places if place.here}
@@ -323,6 +318,7 @@ class Launcher:
                 absent = tuple(set().union(*(cluster.absent(host, folders) for host in hosts)))
                 if modules_by_value(absent):
                     tasks[False] = dump(absent)
+            ranks = worlds.command(cluster.access, hosts, submitted, world, self.request.ranks) if world else None
             return cluster.submit(
                 errands,
                 tasks,
@@ -331,6 +327,9 @@ class Launcher:
                 grace=self.grace_period,
                 time_limit=self.time_limit,
                 alone=alone,
+                ranks=ranks,
+                bind=self.bind,
+                patience=self.agent_timeout,
             )
         except BaseException:
             if run := cluster.runs.get(submitted):  # a Ctrl-C between its start and our knowing of it
@@ -371,7 +370,7 @@ class Launcher:
         return Access(config_path(self.ssh_config_file), self.python, self.setup, self.host_timeout)
 
     def _launch(self, folder: str = "<folder>") -> Launch:
-        return Launch(self._access().interpreter, self.setup, folder)
+        return Launch(self._access().interpreter, self.setup, folder, mpi=self.rendezvous == "mpi")
 
     def _preload_for(self, kind: TaskKind) -> tuple[str, ...]:
         """A program of its own has no use for our torch."""

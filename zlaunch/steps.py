@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from . import worlds
 from .access import Access
 from .allocation import places_of, shown, wanted
 from .errors import LaunchError
-from .fields import check_fields, check_gpu_memory
+from .fields import check_fields, check_gpu_memory, check_nccl
 from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
 from .plan import Errand, LaunchPlan, count_workers, place_ranks, template_for
 from .surroundings import ranks_environment, record_level
@@ -52,6 +53,7 @@ def make_errands(
             inherit=not here,
             cwd=os.getcwd(),
             sys_path=tuple(path or os.getcwd() for path in sys.path),
+            rendezvous=launcher.rendezvous,
             timeout=launcher.worker_timeout,
             log_token=token if function else "",
             log_level=record_level(launcher._handlers),
@@ -99,6 +101,8 @@ def check_hosts(launcher: Launcher, kind: TaskKind, hosts: Sequence[HostPlan], f
         launcher.check_facts(by_name)
     if kind != "function":
         return
+    if backend_for(launcher, hosts, facts) == "nccl":
+        check_nccl({host.name: host.workers for host in hosts}, launcher.gpus_per_worker, by_name)
     ours = sys.version_info[:2]
     for host in hosts:
         theirs = tuple(int(number) for number in facts[host.index].python.split(".")[:2])
@@ -182,12 +186,17 @@ def make_plan(launcher: Launcher, kind: TaskKind, argv: Sequence[str]) -> Launch
     known = all(host.workers for host in plans)
     if kind == "function" and known and len(facts) == len(plans):
         errands = with_backend(errands, backend_for(launcher, plans, facts))
-    seats = place_ranks(plans, facts, "127.0.0.1" if len(plans) == 1 else "") if known else {}
+    address, per_rank = "127.0.0.1" if len(plans) == 1 else "", launcher.gpus_per_worker
+    seats = place_ranks(plans, facts, address, bind=launcher.bind, gpus_per_worker=per_rank) if known else {}
     errand = errands[places[0].here]
+    ranks = None
+    if launcher.rendezvous == "mpi" and known:
+        ranks = worlds.command(access, plans, errand.step.id, worlds.SHOWN, launcher.request.ranks)
     return LaunchPlan(
         hosts=tuple(plans),
         agents=access.commands(places, launcher.agent_timeout),
         step=errand.step,
         seats=tuple(seat for its in seats.values() for seat in its),
         template=errand.template,
+        ranks=ranks,
     )

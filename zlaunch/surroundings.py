@@ -12,6 +12,19 @@ from pathlib import Path
 
 from .torchenv.envfile import parse_env_file
 from .view.settings import HandlerFactory, ViewName, ViewSettings, log_level
+from .view.terminal import aside
+
+DEFAULT_ENV_VARS_FOR_COPY: tuple[str, ...] = (
+    "PATH",
+    "LD_LIBRARY*",
+    "LIBRARY_PATH",
+    "PYTHON*",
+    "CUDA*",
+    "TORCH*",
+    "PYTORCH*",
+    "NCCL*",
+)
+"""Shell patterns of the variables that ranks on other hosts get from here. Ranks on this machine inherit them all."""
 
 OF_THIS_MACHINE = (
     "HOME",
@@ -74,6 +87,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def say(text: str) -> None:
     """zlaunch's own words, to stderr, where no run's console is there to say them."""
+    if aside(f"zlaunch: {text}\n"):
+        return
     with suppress(OSError):  # whoever has closed our stderr does not want to hear it, and nothing is over for that
         sys.stderr.write(f"zlaunch: {text}\n")
         sys.stderr.flush()

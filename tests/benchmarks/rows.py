@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from counting import Count, count
@@ -22,6 +24,8 @@ from terms import LIMIT, Contestant, Row, Sample
 RANKS = 8
 LINES = 200_000
 LINES_TORCHRUNX = 20_000
+_TABLE = re.compile(rb"\r\x1b\[\?7l.*?\x1b\[\?7h", re.DOTALL)
+"""The table of the live view, which repeats some lines."""
 MEGABYTES = 256
 NO_SHARED_MEMORY = {"ZLAUNCH_NO_SHARED_MEMORY": "1"}
 
@@ -55,6 +59,11 @@ def forks(group: str, repeat: int, shop: Workshop) -> Sample:
 def command(*argv: str, shop: Workshop) -> Sample:
     """Any program, from its start to its end."""
     return Sample([shop.timed(argv, LIMIT)])
+
+
+def imports(preload: str, shop: Workshop) -> Sample:
+    """A script that imports transformers, on ranks that have imported ``preload`` before the fork."""
+    return command(*_run(), "--preload", preload, *python("import_transformers.py")[1:], shop=shop)
 
 
 # --- deaths -----------------------------------------------------------------------------------------------------------
@@ -121,6 +130,20 @@ def zlaunch_lines(lines: int, shop: Workshop) -> Sample:
     argv = [*tool("zlaunch"), "run", "-n", "4", "--log-dir", str(logs)]
     running = shop.start([*argv, *python("printer.py")[1:], str(folder), str(lines)], folder, stdout=folder / "console")
     return lines_sample(folder, running.wait(LIMIT), lines, sorted(logs.rglob("*[[]*[]].log")))
+
+
+def terminal_lines(view: str, lines: int, shop: Workshop) -> Sample:
+    """Seconds from the first line to the end of the run, into a terminal that is read."""
+    folder = shop.new_folder()
+    logs = folder / "logs"
+    run = [*tool("zlaunch"), "run", "-n", "4", "--view", view, "--log-dir", str(logs)]
+    printer = [*python("printer.py")[1:], str(folder), str(lines)]
+    running = shop.start([*python("terminal.py"), str(folder / "console"), *run, *printer], folder)
+    ended = running.wait(LIMIT)
+    console = folder / "console"
+    console.write_bytes(_TABLE.sub(b"", console.read_bytes()))
+    found = lines_sample(folder, ended, lines, sorted(logs.rglob("*[[]*[]].log")))
+    return Sample([4 * lines / found.values[0]], found.facts)
 
 
 def torchrun_lines(lines: int, shop: Workshop) -> Sample:
@@ -219,6 +242,19 @@ ROWS: tuple[Row, ...] = (
             _floor("one import torch", lambda shop: command(*python("import_torch.py"), shop=shop)),
         ),
     ),
+    Row(
+        "import-transformers",
+        "run -n 8 of a script that only imports the Trainer of transformers, cold, with --preload",
+        "from the start of the command to its end",
+        (
+            Contestant("zlaunch", partial(imports, "torch,transformers.trainer"), "zlaunch"),
+            Contestant("zlaunch, --preload transformers", partial(imports, "transformers"), "zlaunch"),
+            Contestant("zlaunch, without --preload", partial(imports, "torch"), "zlaunch"),
+            _peer("torchrun", lambda shop: torchrun("import_transformers.py", shop=shop)),
+            _floor("one import", lambda shop: command(*python("import_transformers.py"), shop=shop)),
+        ),
+        missing=lambda: None if find_spec("transformers") else "transformers is not installed",
+    ),
     _death_row("death", "SIGKILL of one of 4 ranks, that sleep, to the caller's exception", None, 0.05),
     _death_row("death-barrier", "the same, the other 3 waiting in a gloo barrier", "gloo", 0.05),
     Row(
@@ -233,6 +269,15 @@ ROWS: tuple[Row, ...] = (
         ),
         "lines/s",
         True,
+    ),
+    Row(
+        "lines-terminal",
+        f"4 ranks printing {LINES:,} different lines each, into a terminal, with the live view",
+        "from the first line to the end of the run; the floor: plain lines into the same terminal",
+        (
+            Contestant("zlaunch", partial(terminal_lines, "live", LINES), "zlaunch", times_floor=1.25),
+            _floor("zlaunch, plain", partial(terminal_lines, "plain", LINES)),
+        ),
     ),
     Row(
         "tensors",

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 
 from msgspec import Struct, field
 
-from ..model import FateKind, Survivor, TemplateSpec
+from ..model import FateKind, Survivor, TemplateSpec, span_words
 from ..protocol import messages as m
 from ..tables import STEP_TABLE, Machine, RankState, StepState
 from . import effects as do
@@ -40,6 +40,10 @@ class HostStep(Struct):
     template: str
     ranks: dict[int, Rank]
     answers: bool = True
+    called: bool = False
+    """Whether its ranks wait to be called for."""
+    calls: set[int] = field(default_factory=set)
+    """Ranks that have been."""
     letter_there: bool = False
     stopping: bool = False
     kill_at: float | None = None
@@ -75,6 +79,8 @@ class AgentCore(Struct):
                 return self._letter_ready(event)
             case on.LetterFailed():
                 return self._drop(event.key, FateKind.UNPICKLABLE, event.text, now)
+            case on.RankCalled():
+                return self._rank_called(event)
             case on.RankForked():
                 return self._rank_forked(event, now)
             case on.RankAnswered():
@@ -136,8 +142,11 @@ class AgentCore(Struct):
         if self.step:
             text = f"asked to start {key} while {self.step.key} is still here"
             return [do.Send(m.Said("error", text))]
-        self.step = HostStep(key, message.template, {seat.rank: Rank(seat) for seat in message.seats}, message.answers)
+        ranks = {seat.rank: Rank(seat) for seat in message.seats}
+        self.step = HostStep(key, message.template, ranks, message.answers, message.called)
         effects: list[do.Effect] = [do.EndMeeting(key), do.FetchLetter(key, message.letter)]
+        if message.called:
+            effects.append(do.AwaitCalls(key))
         if self.template and self.template_state == "none":
             self.template_state = "starting"
             effects.append(do.RunTemplate(self.template))
@@ -152,11 +161,22 @@ class AgentCore(Struct):
             return self._drop(key, FateKind.LOST, "it was stopped before it started", now)
         if step.machine.state is not StepState.RUNNING:
             return []
+        dropped = self._drop_waiting(step, now)
         if grace <= 0:
-            return self._kill_all(step, now)
+            return [*dropped, *self._kill_all(step, now)]
         first = step.kill_at is None
         step.kill_at = now + grace if first else min(now + grace, step.kill_at or now)
-        return self._signal_all(step, signal.SIGTERM) if first else []
+        return [*dropped, *(self._signal_all(step, signal.SIGTERM) if first else ())]
+
+    def _drop_waiting(self, step: HostStep, now: float) -> list[do.Effect]:
+        """Ranks that nobody has called for yet never start."""
+        effects: list[do.Effect] = []
+        for rank in step.ranks.values():
+            if rank.machine.state is RankState.WAITING:
+                rank.machine.move("dropped")
+                rank.fate = fate_of(rank, FateKind.LOST, now, text="it was stopped before it started", stopped=True)
+                effects.append(do.Ended(step.key, rank.fate))
+        return [*effects, *self._all_ended()]
 
     def _signal_all(self, step: HostStep, number: int) -> list[do.Effect]:
         effects: list[do.Effect] = []
@@ -206,13 +226,34 @@ class AgentCore(Struct):
         if self.template_state != "ready" or not self.template or self.template.key != step.template:
             return []
         step.machine.move("letter and template are there")
-        effects: list[do.Effect] = []
-        for rank in step.ranks.values():
-            rank.machine.move("fork")
-            effects.append(do.Fork(step.key, rank.seat))
-        return effects
+        return [
+            self._fork(step, rank) for number, rank in step.ranks.items() if not step.called or number in step.calls
+        ]
+
+    def _fork(self, step: HostStep, rank: Rank) -> do.Effect:
+        rank.machine.move("fork")
+        return do.Fork(step.key, rank.seat)
 
     # --- the ranks --------------------------------------------------------------------------------------------------
+
+    def _rank_called(self, event: on.RankCalled) -> list[do.Effect]:
+        step = self._current(event.key)
+        if step is None:
+            return []
+        rank = step.ranks.get(event.rank)
+        world = next(iter(step.ranks.values())).seat.world_size
+        if rank is None or event.size != world or event.rank in step.calls:
+            twice = "once more " if event.rank in step.calls else ""
+            planned = f"{'rank' if len(step.ranks) == 1 else 'ranks'} {span_words(step.ranks)} of {world}"
+            are = "is" if len(step.ranks) == 1 else "are"
+            text = f"it has started rank {event.rank} of {event.size} {twice}there, where {planned} {are} planned"
+            text = f"{self.hostname}: {text}"
+            return [do.Send(m.Miscalled(*event.key, text))]
+        step.calls.add(event.rank)
+        effects: list[do.Effect] = [do.Send(m.Called(*event.key))] if len(step.calls) == len(step.ranks) else []
+        if step.machine.state is StepState.RUNNING and rank.machine.state is RankState.WAITING:
+            effects.append(self._fork(step, rank))
+        return effects
 
     def _rank_forked(self, event: on.RankForked, now: float) -> list[do.Effect]:
         step, rank = self._rank(event.key, event.rank)
@@ -280,7 +321,8 @@ class AgentCore(Struct):
         step.machine.move("swept")
         self.step = None
         survivors = tuple(Survivor(self.hostname, s.pid, s.command) for s in event.survivors)
-        effects: list[do.Effect] = [do.FreePort(step.key), do.Closed(step.key, survivors)]
+        dismiss = [do.DismissCallers()] if step.called else []
+        effects: list[do.Effect] = [do.FreePort(step.key), *dismiss, do.Closed(step.key, survivors)]
         return effects + (self._leave() if self.leaving != "no" else [])
 
     # --- the end ----------------------------------------------------------------------------------------------------

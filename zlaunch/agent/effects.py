@@ -36,6 +36,16 @@ class FetchLetter(Struct, frozen=True):
     payload: Payload
 
 
+class AwaitCalls(Struct, frozen=True):
+    """Be there for the processes of an MPI launcher's that call for the ranks of this step."""
+
+    key: Key
+
+
+class DismissCallers(Struct, frozen=True):
+    """Nothing of the step is left: let these processes go."""
+
+
 class Fork(Struct, frozen=True):
     """Have the template fork a rank, with pipes and a socket of its own."""
 
@@ -122,6 +132,8 @@ Effect: TypeAlias = (
     | RunTemplate
     | EndTemplate
     | FetchLetter
+    | AwaitCalls
+    | DismissCallers
     | Fork
     | Signal
     | Drain

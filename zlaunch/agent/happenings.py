@@ -47,6 +47,14 @@ class LetterFailed(Struct, frozen=True):
     text: str
 
 
+class RankCalled(Struct, frozen=True):
+    """A process of an MPI launcher's has called for a rank of a world of ``size``."""
+
+    key: Key
+    rank: int
+    size: int
+
+
 class RankForked(Struct, frozen=True):
     """The template has forked a rank."""
 
@@ -126,6 +134,7 @@ Happening: TypeAlias = (
     | TemplateDown
     | LetterReady
     | LetterFailed
+    | RankCalled
     | RankForked
     | RankAnswered
     | RankExited

@@ -13,7 +13,6 @@ from collections import deque
 from contextlib import suppress
 from typing import assert_never
 
-from ..link.local import answer_end, pair
 from ..link.memory import Probe
 from ..link.spoke import Lost, PieceCame, Refused, Told
 from ..model import Survivor, signal_name
@@ -23,18 +22,19 @@ from ..systems.processes import become_subreaper, kill_all
 from . import effects as do
 from . import happenings as on
 from .arrival import ENDING, Arrival
+from .callers import Callers
 from .core import AgentCore
+from .forks import Forks
 from .payloads import Payloads
 from .places import Places
 from .processes import OomWatch, RankProcess, TemplateProcess
 from .pump import Pump
+from .usage import UsageSampler
 
 Key = tuple[str, int]
 
 NO_SHARED_MEMORY = "ZLAUNCH_NO_SHARED_MEMORY"
 """Set in an agent's environment: payloads travel over the wire also where they could pass as memfds."""
-FORKS_AT_ONCE = 32
-"""Forks that the template has been asked for and has not told of: more would fill the sockets of both, each waiting."""
 
 
 class AgentLoop:
@@ -46,10 +46,8 @@ class AgentLoop:
         self.core = AgentCore(arrival.hostname)
         self.queue: deque[on.Happening] = deque()
         self.template: TemplateProcess | None = None
-        self.ranks: dict[tuple[Key, int], RankProcess] = {}
-        self.forks: deque[do.Fork] = deque()
-        self.unborn = 0
         self.places = Places()
+        self.callers = Callers()
         self.attached: memoryview | bytes | None = None
         self.oom: OomWatch | None = None
         self.status: int | None = None
@@ -59,6 +57,9 @@ class AgentLoop:
         self.spoke = arrival.spoke
         self.pump = Pump(self.spoke.send_log)
         self.payloads = Payloads(self.spoke)
+        self.forks = Forks(self.pump, self.payloads, self.callers)
+        self.ranks: dict[tuple[Key, int], RankProcess] = self.forks.ranks
+        self.usage = UsageSampler(self.ranks, self.spoke.send)
         if bootstrap.template:
             self.post(on.Told(m.Warm(bootstrap.template)))
 
@@ -92,7 +93,7 @@ class AgentLoop:
     # --- waiting ----------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        times = (self.core.deadline(), self.pump.deadline(), self.places.deadline())
+        times = (self.core.deadline(), self.pump.deadline(), self.places.deadline(), self.usage.deadline())
         deadlines = [t for t in times if t is not None]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         events, ready = self.spoke.poll(timeout, self._descriptors())
@@ -102,6 +103,7 @@ class AgentLoop:
             self._descriptor_ready(fd)
         now = time.monotonic()
         self.pump.tick(now)
+        self.usage.tick(now)
         for sought in self.places.sought():
             self.post(sought)
         deadline = self.core.deadline()
@@ -109,7 +111,7 @@ class AgentLoop:
             self.post(on.Tick())
 
     def _descriptors(self) -> list[int]:
-        waiting = [self.signals, *self.pump.watched(), *self.places.fds()]
+        waiting = [self.signals, *self.pump.watched(), *self.places.fds(), *self.callers.fds()]
         if self.stdin_is_link:
             waiting.append(0)
         if self.template:
@@ -137,6 +139,9 @@ class AgentLoop:
             self._from_template(self.template)
         elif self.template and fd == self.template.output:
             self._template_printed(self.template)
+        elif fd in self.callers.fds():
+            if call := self.callers.ready(fd):
+                self.post(call)
         elif not self.places.ready(fd):
             self._from_rank(fd)
 
@@ -194,17 +199,17 @@ class AgentLoop:
                 self._end_template()
                 self.post(on.TemplateDown(template.spec.key, message.text))
             case local.Forked():
-                self._forked(message, fds)
+                self._forked(template, message, fds)
             case local.Exited():
                 if not message.pid:
-                    self._born()
+                    self.forks.born(template)
                 self._exited((message.step, message.attempt), message.rank, message.status)
             case _:
                 raise ValueError(f"a template said {message!r}")
 
-    def _forked(self, message: local.Forked, fds: list[int]) -> None:
+    def _forked(self, template: TemplateProcess, message: local.Forked, fds: list[int]) -> None:
         key = (message.step, message.attempt)
-        self._born()
+        self.forks.born(template)
         rank = self.ranks.get((key, message.rank))
         if rank is None:  # it had been given up
             for fd in fds:
@@ -267,7 +272,7 @@ class AgentLoop:
     def _template_died(self, template: TemplateProcess) -> None:
         """Its end-of-file: its ranks die with it (PDEATHSIG), are adopted by us, and reaped here."""
         self.template = None
-        self._no_forks()
+        self.forks.forget()
         status = template.process.wait()
         with suppress(OSError):
             self._template_printed(template)
@@ -300,8 +305,10 @@ class AgentLoop:
             case do.FetchLetter(key, payload):
                 self._fetch(key, payload)
             case do.Fork():
-                self.forks.append(effect)
-                self._send_forks()
+                self.usage.sits(effect.seat)
+                self.forks.want(effect, self.template)
+            case do.AwaitCalls() | do.DismissCallers():
+                self._see_to_callers(effect)
             case do.Signal(key, number, sign):
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.ranks[key, number].pidfd, sign)
@@ -332,29 +339,15 @@ class AgentLoop:
         except (OSError, ValueError) as error:
             self.queue.append(on.LetterFailed(key, f"the task could not be brought to this host: {error}"))
 
-    def _send_forks(self) -> None:
-        while self.forks and self.template and self.unborn < FORKS_AT_ONCE:
-            self.unborn += 1
-            self._fork(self.forks.popleft())
-
-    def _born(self) -> None:
-        """The template has told of a fork, or that there was none."""
-        self.unborn = max(0, self.unborn - 1)
-        self._send_forks()
-
-    def _fork(self, effect: do.Fork) -> None:
-        assert self.template is not None
-        key, seat = effect.key, effect.seat
-        ours, theirs = pair()
-        out = self.pump.open(key[0], seat.rank, "out")
-        err = self.pump.open(key[0], seat.rank, "err")
-        self.ranks[key, seat.rank] = RankProcess(key, seat.rank, answer_end(ours))
-        fds = (self.payloads.letters[key], out, err, theirs.fileno())
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its end-of-file will say so
-            self.template.wire.send(local.Fork(key[0], key[1], seat), fds)
-        theirs.close()
-        os.close(out)
-        os.close(err)
+    def _see_to_callers(self, effect: do.AwaitCalls | do.DismissCallers) -> None:
+        if isinstance(effect, do.DismissCallers):
+            self.callers.dismiss()
+            return
+        try:
+            self.callers.open(effect.key)
+        except OSError as error:
+            text = f"{self.core.hostname}: nobody can call for its ranks: {error.strerror}"
+            self.spoke.send(m.Miscalled(*effect.key, text))
 
     def _send_answer(self, key: Key, answer: on.RankAnswered) -> None:
         rank = self.ranks[key, answer.rank]
@@ -374,17 +367,12 @@ class AgentLoop:
         survivors: tuple[Survivor, ...] = kill_all(os.getpid(), spare=template)
         self.pump.close(key[0])
         self.payloads.drop_letter(key)
-        for place in [place for place in self.ranks if place[0] == key]:
-            self.ranks.pop(place).close()
+        self.forks.close(key)
         self.queue.append(on.Swept(key, survivors))
-
-    def _no_forks(self) -> None:
-        self.forks.clear()
-        self.unborn = 0
 
     def _end_template(self) -> None:
         template, self.template = self.template, None
-        self._no_forks()
+        self.forks.forget()
         if template:
             template.close()
             template.process.kill()  # it has no ranks: one step at a time, and its sweep came before this

@@ -26,8 +26,11 @@ PIPE_SIZE = 1 << 20
 READ_SIZE = 1 << 20
 FRAME = 1 << 20
 F_SETPIPE_SZ = 1031
-STATE_EVERY = 5.0
-"""Seconds between two looks at a line that redraws itself, such as a progress bar."""
+STATE_EVERY, SELDOM = 0.5, 5.0
+"""Seconds between two looks at a line that redraws itself, such as a progress bar: as a view is drawn, and where there
+are very many of them."""
+STATES = 1000
+"""Of them in a second, of all ranks of a run."""
 STATE_SIZE = 500
 """Bytes of it that are shown."""
 
@@ -44,8 +47,11 @@ class Stream(Struct):
     splitter: LineSplitter = field(default_factory=LineSplitter)
     due: float | None = None
     """When it is to be emptied; ``None`` while it is quiet."""
+    state_every: float = STATE_EVERY
     state_due: float | None = None
-    """When the state of a line that redraws itself is to be shown next."""
+    """When the state of a line that redraws itself is to be shown; ``None`` where there is no new one."""
+    state_shown: float | None = None
+    """When that was done last; ``None`` of a line that has just begun."""
 
 
 class Pump:
@@ -58,13 +64,14 @@ class Pump:
         self.sent = 0
         """Log messages so far."""
 
-    def open(self, step: str, rank: int, name: StreamName) -> int:
+    def open(self, step: str, rank: int, name: StreamName, world_size: int = 1) -> int:
         """A new pipe for a rank's stream; returns its write end, which the caller passes on and closes."""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         with suppress(OSError):  # the user's share of pipe memory is used up (pipe-user-pages-soft): slower, not wrong
             fcntl.fcntl(write_end, F_SETPIPE_SZ, PIPE_SIZE)
-        self.streams[read_end] = Stream(step, rank, name, read_end)
+        every = min(SELDOM, max(STATE_EVERY, world_size / STATES))
+        self.streams[read_end] = Stream(step, rank, name, read_end, state_every=every)
         return write_end
 
     def watched(self) -> Collection[int]:
@@ -74,22 +81,26 @@ class Pump:
         return [fd for fd, stream in self.streams.items() if stream.due is None]
 
     def deadline(self) -> float | None:
-        """When the next pipe is to be emptied."""
+        """When the next pipe is to be emptied, or a state shown."""
         if self.credit <= 0:
             return None
-        return min((s.due for s in self.streams.values() if s.due is not None), default=None)
+        times = [time for s in self.streams.values() for time in (s.due, s.state_due) if time is not None]
+        return min(times, default=None)
 
     def readable(self, fd: int, now: float) -> None:
         """A quiet pipe has something."""
         self.streams[fd].due = now + BATCH
 
     def tick(self, now: float) -> None:
-        """Empty what is due."""
+        """Empty what is due, and show states that are."""
         for stream in list(self.streams.values()):
             if stream.due is not None and stream.due <= now and self.credit > 0:
                 stream.due = None
                 self._empty(stream)
-                self._show_state(stream, now)
+                self._plan_state(stream, now)
+            if stream.state_due is not None and stream.state_due <= now and self.credit > 0:
+                stream.state_due, stream.state_shown = None, now
+                self._send(stream, stream.splitter.state()[:STATE_SIZE], piece=False, redraw=True)
 
     def drain(self, step: str, rank: int) -> None:
         """A rank is dead: forward what its pipes hold now, its unfinished lines too.
@@ -118,15 +129,14 @@ class Pump:
                 self._send(stream, rest, piece=False)
             os.close(stream.fd)
 
-    def _show_state(self, stream: Stream, now: float) -> None:
-        """A bar that is finished soon is shown once, as the line that it has become; a long one now and then."""
+    def _plan_state(self, stream: Stream, now: float) -> None:
+        """A bar that is finished soon is shown once, as the line that it has become; a long one again and again."""
         if not stream.splitter.redraws:
-            stream.state_due = None
+            stream.state_due = stream.state_shown = None
         elif stream.state_due is None:
-            stream.state_due = now + STATE_EVERY
-        elif stream.state_due <= now:
-            stream.state_due = now + STATE_EVERY
-            self._send(stream, stream.splitter.state()[:STATE_SIZE], piece=False, redraw=True)
+            stream.state_due = max(
+                now, (now if stream.state_shown is None else stream.state_shown) + stream.state_every
+            )
 
     def _read(self, stream: Stream, size: int) -> bool:
         """Forward up to ``size`` bytes; False at the pipe's end."""

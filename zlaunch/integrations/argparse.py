@@ -108,6 +108,7 @@ _ARGUMENTS: dict[str, _Argument] = {
     "python": _Argument(_or_none(str), "the interpreter on other hosts"),
     "setup": _Argument(_or_none(str), "what the shell on other hosts does first"),
     "host_timeout": _Argument(float, "silence in seconds after which a host is lost"),
+    "bind": _Argument(str, "cores that ranks are bound to", choices=("auto", "none", "numa", "core")),
 }
 
 

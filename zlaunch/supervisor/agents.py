@@ -15,12 +15,14 @@ import select
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from ..model import AgentCommand, signal_name
 
+REPORTED = 10
+"""Hosts whose trouble is told of, where there are more that could not be started."""
 SAID_LIMIT = 8192
 Explain: TypeAlias = Callable[[int | None, str], str]
 OWN_END, FAR_END = 0.05, 1.0
@@ -266,3 +268,23 @@ def _feed(stdin: int, line: bytes) -> None:
 def _write(fd: int, data: bytes) -> None:
     with contextlib.suppress(OSError), open(fd, "wb") as pipe:
         pipe.write(data)
+
+
+def missing_words(
+    missing: Sequence[tuple[int, str]], agents: Mapping[int, AgentProcess], names: Mapping[int, str]
+) -> str:
+    """Which agents did not come, and why; hosts of the same fate together, and of many fates some."""
+    fates: dict[str, list[str]] = {}
+    for host, reason in missing:
+        agent = agents.get(host)
+        late = agent.late() if agent else "its turn to be started had not come"
+        fates.setdefault(reason or late, []).append(names[host])
+    told = list(fates.items())[:REPORTED]
+    texts = [f"{_some(hosts)}: {fate}" for fate, hosts in told]
+    more = len(missing) - sum(len(hosts) for _, hosts in told)
+    return "\n".join([*texts, f"... and {more} more"] if more > 0 else texts)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - REPORTED
+    return ", ".join(names[:REPORTED]) + (f" and {more} more" if more > 0 else "")

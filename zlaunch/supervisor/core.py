@@ -17,6 +17,7 @@ from . import effects as do
 from . import happenings as on
 from .schedule import Schedule
 from .state import Host
+from .usage import told_usage
 
 GATHER = 1.0
 """Seconds from the first agent that could not be started to the report: whatever else is wrong belongs into it."""
@@ -69,6 +70,8 @@ class SupervisorCore:
                 return self.schedule.logs_seen(event, now)
             case on.AgentGone():
                 return self._gone(event, now)
+            case on.RanksOver():
+                return self.schedule.ranks_over(event, now)
             case on.Closing():
                 return self._close(now)
             case on.Tick():
@@ -86,7 +89,6 @@ class SupervisorCore:
                 return self._hello(host, message, now)
             case m.Pong():
                 host.heard_clock(message.sent, message.clock, now)
-                return []
             case m.TemplateReady():
                 text = f"template ready after {message.seconds:.2f} s ({message.start_method})"
                 return self._notice(host, "warning" if message.note else "debug", message.note or text, now)
@@ -94,16 +96,20 @@ class SupervisorCore:
                 return self._notice(host, "debug", message.text, now)
             case m.Said():
                 return self._notice(host, message.level, message.text, now)
+            case m.Usage():
+                return told_usage(self.schedule.runs.get(message.step), host, message)
             case m.Leaving():
                 return self.schedule.leaving(host, message.reason, now)
-            case m.Bye():
-                return []
-            case m.Release():
-                return []  # the loop's own: memory
+            case m.Bye() | m.Release():  # the latter is the loop's own: memory
+                pass
             case m.Reserved():
                 return self.schedule.reserved(host, message, now)
             case m.Reached():
                 return self.schedule.reached(host, message, now)
+            case m.Miscalled():
+                return self.schedule.miscalled(host, message, now)
+            case m.Called():
+                return self.schedule.called(host, message)
             case m.Started():
                 return self.schedule.started(host, message, now)
             case m.Answered():
@@ -114,6 +120,7 @@ class SupervisorCore:
                 return self.schedule.closed(host, message, now)
             case _:
                 assert_never(message)
+        return []
 
     def _hello(self, host: Host, message: m.Hello, now: float) -> list[do.Effect]:
         if not host.machine.can("hello"):

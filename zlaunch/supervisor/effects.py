@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..events import Event, RunEnded
-from ..model import Seat
+from ..model import RanksCommand, Seat
 from ..protocol.messages import ToAgent
 
 
@@ -35,6 +35,25 @@ class SendStart:
     template: str
     seats: tuple[Seat, ...]
     answers: bool
+    called: bool
+
+
+@dataclass(frozen=True)
+class StartRanks:
+    """Have an MPI launcher start a process per rank, which calls for it at its host's agent."""
+
+    run: str
+    attempt: int
+    command: RanksCommand
+
+
+@dataclass(frozen=True)
+class EndRanks:
+    """Nothing of this run is alive: its launcher ends by itself as a rule; see to it that it does."""
+
+    run: str
+    why: str = ""
+    """What is the matter, where its end is not waited for."""
 
 
 @dataclass(frozen=True)
@@ -93,5 +112,17 @@ class AllGone:
 
 
 Effect: TypeAlias = (
-    Tell | Welcome | SendStart | Emit | Finish | AllReady | NotReady | EndAgent | GiveUp | HangUp | AllGone
+    Tell
+    | Welcome
+    | SendStart
+    | StartRanks
+    | EndRanks
+    | Emit
+    | Finish
+    | AllReady
+    | NotReady
+    | EndAgent
+    | GiveUp
+    | HangUp
+    | AllGone
 )

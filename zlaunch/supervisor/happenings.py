@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ..model import HostPlan, Seat, TemplateSpec
+from ..model import HostPlan, RanksCommand, Seat, TemplateSpec
 from ..protocol.messages import ToSupervisor
 
 
@@ -22,11 +22,19 @@ class RunOrder:
     templates: dict[int, TemplateSpec]
     """By host index."""
     log_token: str = ""
+    log_folder: str = ""
+    """Where its log files go, as an absolute path; empty: there are none."""
+    epoch: float = 0.0
+    """The wall-clock time when the monotonic clock stood at 0."""
     answers: bool = True
     grace: float = 30.0
     time_limit: float | None = None
     max_restarts: int = 0
     world_size: int = field(default=0)
+    ranks: RanksCommand | None = None
+    """What calls for the ranks, where an MPI launcher does."""
+    patience: float = 60.0
+    """Seconds that it may take to call for all of them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,17 @@ class AgentGone:
 
 
 @dataclass(frozen=True)
+class RanksOver:
+    """The MPI launcher of a run has ended, and how."""
+
+    run: str
+    attempt: int
+    text: str
+    killed: bool = False
+    """By a signal: that is no end of its own, and its ranks may soon end because of it."""
+
+
+@dataclass(frozen=True)
 class Closing:
     """The launcher wants everything to end."""
 
@@ -97,4 +116,6 @@ class Tick:
     """The core's deadline has come."""
 
 
-Happening: TypeAlias = Begun | Submitted | Cancelled | AgentSaid | PayloadCame | LogsSeen | AgentGone | Closing | Tick
+Happening: TypeAlias = (
+    Begun | Submitted | Cancelled | AgentSaid | PayloadCame | LogsSeen | AgentGone | RanksOver | Closing | Tick
+)

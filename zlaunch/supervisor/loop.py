@@ -24,17 +24,16 @@ from ..model import HostPlan, TemplateSpec
 from ..protocol import messages as m
 from . import effects as do
 from . import happenings as on
-from .agents import AgentProcess, Start
+from .agents import AgentProcess, Start, missing_words
 from .core import SupervisorCore
 from .fates import lost_fates
+from .launchers import Launchers
 from .payloads import Answer, Letters, Replies
 
 LAUNCH_PATIENCE = 5.0
 """Seconds that an interrupted start may take to end what it has begun."""
 STARTS_AT_ONCE = 64
 """Agents on other machines that may be on their way at a time: an ssh is some 10 ms of a core here, and more there."""
-REPORTED = 10
-"""Hosts whose trouble is told of, where there are more that could not be started."""
 LOG_CREDIT = 4 << 20
 """Bytes of log lines that may be between an agent and the console."""
 
@@ -72,6 +71,7 @@ class SupervisorLoop:
         self.agents: dict[int, AgentProcess] = {}
         """By host."""
         self.processes: list[AgentProcess] = []
+        self.launchers = Launchers()
         self.waiting: deque[Start] = deque()
         self.names: dict[int, str] = {}
         self.letters = Letters(self.hub)
@@ -190,10 +190,11 @@ class SupervisorLoop:
             self.finished(ended, run.ever_started, {})
 
     def _wait(self) -> None:
-        times = [self.core.deadline(), *(process.deadline() for process in self.processes)]
+        times = [self.core.deadline(), self.launchers.deadline(), *(process.deadline() for process in self.processes)]
         deadline = min((t for t in times if t is not None), default=None)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        descriptors = [self.wake, *(fd for process in self.processes for fd in process.descriptors())]
+        held = (fd for process in self.processes for fd in process.descriptors())
+        descriptors = [self.wake, *held, *self.launchers.descriptors()]
         events, ready = self.hub.poll(timeout, descriptors)
         for event in events:
             self._from_wire(event)
@@ -209,6 +210,8 @@ class SupervisorLoop:
             for host in process.hosts if all_said else process.overdue(now):
                 if host not in process.gone:
                     self._handle(on.AgentGone(host, process.reason(host)))
+        for over in self.launchers.over(set(ready), now):
+            self._handle(over)
         self._start_agents()
         deadline = self.core.deadline()
         if deadline is not None and deadline <= time.monotonic():
@@ -280,6 +283,11 @@ class SupervisorLoop:
                 self._tell(host, m.Welcome(self.probe.pid, self.probe.fd, self.probe.nonce, LOG_CREDIT))
             case do.SendStart():
                 self._send_start(effect)
+            case do.StartRanks(run, attempt, command):
+                if over := self.launchers.start(run, attempt, command):
+                    self._handle(over)
+            case do.EndRanks(run, why):
+                self.launchers.end(run, why)
             case do.Emit(event):
                 self.emit(event)
             case do.Finish(ended, started):
@@ -288,7 +296,7 @@ class SupervisorLoop:
             case do.AllReady():
                 self.ready(None)
             case do.NotReady(missing):
-                self.ready(self._missing(missing))
+                self.ready(missing_words(missing, self.agents, self.names))
             case do.EndAgent(host):
                 self.hub.forget(host)
                 if host in self.agents:
@@ -311,18 +319,6 @@ class SupervisorLoop:
             self.waiting = deque(start for start in self.waiting if host not in start[0].hosts)
             self._handle(on.AgentGone(host, "it was not started"))
 
-    def _missing(self, missing: Sequence[tuple[int, str]]) -> str:
-        """Which agents did not come, and why; hosts of the same fate together, and of many fates some."""
-        fates: dict[str, list[str]] = {}
-        for host, reason in missing:
-            agent = self.agents.get(host)
-            late = agent.late() if agent else "its turn to be started had not come"
-            fates.setdefault(reason or late, []).append(self.names[host])
-        told = list(fates.items())[:REPORTED]
-        texts = [f"{_some(names)}: {fate}" for fate, names in told]
-        more = len(missing) - sum(len(names) for _, names in told)
-        return "\n".join([*texts, f"... and {more} more"] if more > 0 else texts)
-
     def _tell(self, host: int, message: m.ToAgent, payload: memoryview | bytes | None = None) -> None:
         if self.over:
             return
@@ -332,7 +328,9 @@ class SupervisorLoop:
     def _send_start(self, effect: do.SendStart) -> None:
         self.replies.expect(effect.run, effect.attempt)
         letter, attached, view = self.letters.address(effect.run, effect.host)
-        start = m.Start(effect.run, effect.attempt, effect.template, effect.seats, letter, effect.answers)
+        start = m.Start(
+            effect.run, effect.attempt, effect.template, effect.seats, letter, effect.answers, effect.called
+        )
         self._tell(effect.host, start, attached)
         if isinstance(letter, m.Pieces) and view is not None:
             with suppress(Gone):  # as above
@@ -361,6 +359,7 @@ class SupervisorLoop:
         self.over = True
         for process in self.processes:
             process.end()
+        self.launchers.close()
         self.hub.close()
         self.letters.close()
         self.probe.close()
@@ -381,8 +380,3 @@ def _disarm_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_disarm_in_child)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - REPORTED
-    return ", ".join(names[:REPORTED]) + (f" and {more} more" if more > 0 else "")

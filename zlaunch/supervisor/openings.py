@@ -98,7 +98,18 @@ class Openings(ABC):
         if order.time_limit is not None:
             run.limit_at = now + order.time_limit
         effects: list[do.Effect] = [
-            do.Emit(ev.RunStarted(now, order.id, order.name, order.hosts, run.attempt, order.log_token))
+            do.Emit(
+                ev.RunStarted(
+                    now,
+                    order.id,
+                    order.name,
+                    order.hosts,
+                    run.attempt,
+                    order.log_token,
+                    order.log_folder,
+                    now + order.epoch,
+                )
+            )
         ]
         for index, seats in order.seats.items():
             place = {
@@ -110,7 +121,11 @@ class Openings(ABC):
             placed = tuple(msgspec.structs.replace(seat, **place) for seat in seats)
             run.open_hosts[index] = None
             key = order.templates[index].key
-            effects.append(do.SendStart(index, order.id, run.attempt, key, placed, order.answers))
+            called = order.ranks is not None
+            effects.append(do.SendStart(index, order.id, run.attempt, key, placed, order.answers, called))
+        if order.ranks is not None:
+            run.launcher, run.call_by, run.uncalled = "running", now + order.patience, run.indices()
+            effects.append(do.StartRanks(order.id, run.attempt, order.ranks))
         return effects
 
     def _doubt(self, run: Run) -> None:

@@ -20,8 +20,8 @@ from ..protocol import messages as m
 from ..tables import AgentState, RunState
 from . import effects as do
 from . import happenings as on
+from .callings import Callings
 from .fates import choose_cause, lost_fates, provisional_fate
-from .openings import Openings
 from .state import Host, Run
 
 COLLECT = 0.01
@@ -31,13 +31,14 @@ CLOSE_PATIENCE = 20.0
 
 
 @dataclass
-class Schedule(Openings):
+class Schedule(Callings):
     """All runs that have not ended, and what becomes of them."""
 
     def deadline(self) -> float | None:
         """When ``tick`` wants to be called at the latest."""
         runs = self.runs.values()
-        times = [t for run in runs for t in (run.decide_at, run.limit_at, run.answer_by) if t is not None]
+        found = (t for run in runs for t in (run.decide_at, run.limit_at, run.answer_by, run.abandon_at, run.call_by))
+        times = [t for t in found if t is not None]
         return min(times, default=None)
 
     def tick(self, now: float) -> list[do.Effect]:
@@ -51,6 +52,7 @@ class Schedule(Openings):
                 if run.machine.can("stop"):
                     run.outcome = "timed out"
                     effects += self._stop(run, run.order.grace, now)
+            effects += self.late_launcher(run, now)
             if run.answer_by is not None and now >= run.answer_by:
                 run.answer_by = None
                 effects += [do.GiveUp(host, "its agent does not answer") for host in self._owing(run)]
@@ -93,6 +95,7 @@ class Schedule(Openings):
         for run in list(self.runs.values()):
             run.open_hosts.clear()
             run.pending.clear()
+            run.launcher = "none"
             effects += self._settle(run, now)
         return effects
 
@@ -238,6 +241,9 @@ class Schedule(Openings):
                 return []
         if run.pending:
             return []
+        if run.launcher in ("running", "ending"):
+            told, run.launcher = run.launcher == "ending", "ending"
+            return [] if told else [do.EndRanks(run.order.id)]
         effects = self._decide(run, now) if run.state is RunState.FAILING else []
         for index in run.order.seats:
             if self.hosts[index].run == run.order.id:

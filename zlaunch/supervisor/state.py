@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .. import events as ev
 from ..model import Fate, HostFacts, HostPlan, Seat, Survivor
@@ -58,6 +59,15 @@ class Run:
     answer_by: float | None = None
     """When agents whose answer is still waited for are given up."""
     port: int = 0
+    launcher: Literal["none", "running", "ending", "over"] = "none"
+    """Of MPI: whether it has been started, is told to end, has ended."""
+    launcher_said: str = ""
+    call_by: float | None = None
+    """When it is to have called for all ranks."""
+    uncalled: list[int] = field(default_factory=list)
+    """Hosts for whose ranks it has not."""
+    abandon_at: float | None = None
+    """When its end counts as the end of the ranks, if these have not ended by then: the two are told separately."""
     ever_started: bool = False
     unwanted: bool = False
     """Cancelled while it was being stopped for another reason: it is not started again."""
@@ -76,7 +86,8 @@ class Run:
         """Made ready for a restart: nothing of the failed attempt counts any more."""
         self.attempt += 1
         self.outcome, self.cause, self.decide_at = "succeeded", None, None
-        self.limit_at = self.answer_by = None
+        self.limit_at = self.answer_by = self.abandon_at = self.call_by = None
+        self.launcher, self.launcher_said = "none", ""
         for collection in (self.fates, self.failures, self.pids, self.pending, self.open_hosts):
             collection.clear()
 

@@ -10,7 +10,8 @@ from importlib.machinery import PathFinder
 
 from .._version import __version__
 from ..model import HostFacts
-from .gpus import visible_gpus
+from .cores import domains
+from .gpus import look
 from .limits import boot_id, numa_domains, usable_cores, usable_memory
 
 
@@ -20,15 +21,19 @@ def facts(folders: Sequence[str] = ()) -> HostFacts:
     Args:
         folders: those of the launcher's ``sys.path``, to be told which of them are not here.
     """
+    torch = torch_version()
+    sight = look(torch=torch)
     return HostFacts(
         hostname=os.uname().nodename,
         pid=os.getpid(),
         cores=usable_cores(),
         numa_domains=numa_domains(),
+        domains=domains(),
         memory=usable_memory(),
-        gpus=visible_gpus(),
+        gpus=sight.gpus,
+        gpu_trouble=sight.trouble,
         python=sys.version.split()[0],
-        torch=torch_version(),
+        torch=torch,
         version=__version__,
         boot_id=boot_id(),
         absent=tuple(folder for folder in folders if not os.path.exists(folder)),

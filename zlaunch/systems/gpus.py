@@ -1,25 +1,61 @@
 """Level 2: the GPUs of this machine that a process may use, without torch and without a CUDA context.
 
 NVIDIA's answer through NVML, AMD's through amdsmi, and both only where the machine has such devices, so that
-asking costs nothing elsewhere. What the ``*_VISIBLE_DEVICES`` variables hide is hidden here too.
+asking costs nothing elsewhere. What the ``*_VISIBLE_DEVICES`` variables hide is hidden here too. Where a device is
+there and its driver does not answer, that is no machine without GPUs: it is told in words.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from msgspec import Struct
+
 from ..model import Gpu
+from .cores import domain_of
 
 Folder: TypeAlias = str | os.PathLike[str]
+
+_LONGEST = 300
+"""Characters of what a driver's library says."""
+
+
+class Sight(Struct, frozen=True):
+    """What is seen of GPUs."""
+
+    gpus: tuple[Gpu, ...] = ()
+    trouble: str = ""
+    """Why there are fewer than the machine, or the environment, says; it begins with whose GPUs are meant."""
 
 
 def visible_gpus(env: Mapping[str, str] | None = None, dev: Folder = "/dev") -> tuple[Gpu, ...]:
     """The GPUs that a process with this environment (default: ours) can use; empty where there are none."""
+    return look(env, dev).gpus
+
+
+def look(env: Mapping[str, str] | None = None, dev: Folder = "/dev", torch: str = "") -> Sight:
+    """The GPUs that a process with this environment (default: ours) can use, and what is wrong with others.
+
+    Args:
+        torch: the version of the PyTorch that is to use them. On a machine that has GPUs of two makers it says which.
+    """
     variables = os.environ if env is None else env
-    return _nvidia(variables, dev) or _amd(variables, dev)
+    first, second = (_amd, _nvidia) if "+rocm" in torch else (_nvidia, _amd)
+    sight = first(variables, dev)
+    if sight.gpus:
+        return sight
+    other = second(variables, dev)
+    return Sight(other.gpus, "; ".join(filter(None, (sight.trouble, other.trouble))))
+
+
+def is_in_need(torch: str, trouble: str) -> bool:
+    """Whether a PyTorch of this version is made for the GPUs that are in trouble: without them it would be slow."""
+    whose = "AMD: " if "+rocm" in torch else "NVIDIA: "
+    return "+cpu" not in torch and (trouble.startswith(whose) or f"; {whose}" in trouble)
 
 
 def architecture(
@@ -60,32 +96,72 @@ def _named(gpus: Sequence[Gpu], word: str) -> Gpu | None:
     return alike[0] if len(alike) == 1 else None
 
 
+def _unnamed(gpus: Sequence[Gpu], name: str, env: Mapping[str, str]) -> str:
+    """The words for a device that a variable names and nobody has; ``-1``, ``none`` and the like hide all."""
+    wanted = env.get(name)
+    words = [word.strip() for word in (wanted or "").split(",")]
+    for word in words:
+        if _named(gpus, word) is None:
+            if not word.isdigit() and not word.upper().startswith(("GPU-", "MIG-")):
+                return ""
+            count = len(gpus)
+            has = {0: "there is none", 1: "there is only GPU 0"}.get(count, f"there are GPUs 0 to {count - 1}")
+            return f"{name}={wanted} names {word}, and {has}"
+    return ""
+
+
 # --- NVIDIA -------------------------------------------------------------------------------------------------
 
 
-def _nvidia(env: Mapping[str, str], dev: Folder) -> tuple[Gpu, ...]:
-    if not _may_have_nvidia(dev):
-        return ()
+def _nvidia(env: Mapping[str, str], dev: Folder) -> Sight:
+    if not may_have_nvidia(dev):
+        return Sight()
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:
-        return ()
+    except Exception as error:
+        return Sight((), _broken("NVIDIA", "nvidia-ml-py", error) if _has_nvidia(dev) else "")
+    index = -1
     try:
         wanted = env.get("CUDA_VISIBLE_DEVICES")
         if wanted is not None and wanted.strip().startswith("MIG-"):
-            return _nvidia_slice(pynvml, wanted)
-        count = pynvml.nvmlDeviceGetCount()
-        return select([_nvidia_gpu(pynvml, index) for index in range(count)], wanted)
-    except pynvml.NVMLError:
-        return ()
+            return Sight(_nvidia_slice(pynvml, wanted))
+        gpus = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            gpus.append(_nvidia_gpu(pynvml, index))  # one by one: the index says which has failed
+        trouble = _unnamed(gpus, "CUDA_VISIBLE_DEVICES", env)
+        return Sight(select(gpus, wanted), f"NVIDIA: {trouble}" if trouble else "")
+    except pynvml.NVMLError as error:
+        which = f" of GPU {index}" if index >= 0 else ""
+        if wanted is not None and wanted.strip().startswith("MIG-"):
+            which = f" of CUDA_VISIBLE_DEVICES={wanted}"
+        return Sight((), f"NVIDIA: the driver says{which}: {_words(error)}")
     finally:
         pynvml.nvmlShutdown()
 
 
-def _may_have_nvidia(dev: Folder) -> bool:
-    """``dxg`` is how Windows shows its GPU to WSL."""
+def _has_nvidia(dev: Folder) -> bool:
+    """Whether there is a GPU's own file, and not only one of a driver that may have none."""
+    with suppress(OSError):
+        return any(re.fullmatch(r"nvidia\d+", name) for name in os.listdir(dev))
+    return False
+
+
+def _broken(whose: str, package: str, error: Exception) -> str:
+    """A driver, or its library, that does not even begin."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{whose}: there is a GPU, and the Python package that asks for it, {package}, is not installed"
+    return f"{whose}: there is a GPU, and its driver cannot be asked: {_words(error)}"
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def may_have_nvidia(dev: Folder) -> bool:
+    """Whether NVML is worth asking; ``dxg`` is how Windows shows its GPU to WSL."""
     with suppress(OSError):
         return any(name.startswith("nvidia") or name == "dxg" for name in os.listdir(dev))
     return False
@@ -93,7 +169,8 @@ def _may_have_nvidia(dev: Folder) -> bool:
 
 def _nvidia_gpu(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    return Gpu(index, _text(nvml.nvmlDeviceGetName(handle)), _nvidia_memory(nvml, handle), _nvidia_uuid(nvml, handle))
+    name, memory = _text(nvml.nvmlDeviceGetName(handle)), _nvidia_memory(nvml, handle)
+    return Gpu(index, name, memory, _nvidia_uuid(nvml, handle), _nvidia_domain(nvml, handle))
 
 
 def _nvidia_slice(nvml: Any, wanted: str) -> tuple[Gpu, ...]:
@@ -117,8 +194,15 @@ def _nvidia_uuid(nvml: Any, handle: Any) -> str:
         return ""
 
 
+def _nvidia_domain(nvml: Any, handle: Any) -> int:
+    try:
+        return domain_of(_text(nvml.nvmlDeviceGetPciInfo(handle).busId))
+    except (nvml.NVMLError, AttributeError):  # the latter: a stand-in, or an NVML of long ago
+        return -1
+
+
 def _nvidia_architecture(gpu: Gpu, dev: Folder) -> str:
-    if not _may_have_nvidia(dev):
+    if not may_have_nvidia(dev):
         return ""
     try:
         import pynvml
@@ -142,31 +226,41 @@ def _nvidia_architecture(gpu: Gpu, dev: Folder) -> str:
 # --- AMD ----------------------------------------------------------------------------------------------------
 
 
-def _amd(env: Mapping[str, str], dev: Folder) -> tuple[Gpu, ...]:
-    if not os.path.exists(os.path.join(dev, "kfd")):
-        return ()
+def _amd(env: Mapping[str, str], dev: Folder) -> Sight:
+    if not may_have_amd(dev):
+        return Sight()
     try:
         import amdsmi
 
         amdsmi.amdsmi_init()
-    except Exception:
-        return ()
+    except Exception as error:
+        return Sight((), _broken("AMD", "amdsmi", error))
     try:
         handles = amdsmi.amdsmi_get_processor_handles()
         found = tuple(_amd_gpu(amdsmi, index, handle) for index, handle in enumerate(handles))
-    except Exception:
-        return ()
+    except Exception as error:
+        return Sight((), f"AMD: the driver says: {_words(error)}")
     finally:
         amdsmi.amdsmi_shut_down()
     # ROCR_VISIBLE_DEVICES hides devices below HIP, which then counts what is left.
     left = select(found, env.get("ROCR_VISIBLE_DEVICES"))
-    return select(left, env.get("HIP_VISIBLE_DEVICES", env.get("CUDA_VISIBLE_DEVICES")))
+    second = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in env else "CUDA_VISIBLE_DEVICES"
+    trouble = _unnamed(found, "ROCR_VISIBLE_DEVICES", env) or _unnamed(left, second, env)
+    return Sight(select(left, env.get(second)), f"AMD: {trouble}" if trouble else "")
+
+
+def may_have_amd(dev: Folder) -> bool:
+    """Whether amdsmi is worth asking."""
+    return os.path.exists(os.path.join(dev, "kfd"))
 
 
 def _amd_gpu(amdsmi: Any, index: int, handle: Any) -> Gpu:
     name = str(amdsmi.amdsmi_get_gpu_asic_info(handle).get("market_name", "AMD GPU"))
     memory = int(amdsmi.amdsmi_get_gpu_memory_total(handle, amdsmi.AmdSmiMemoryType.VRAM))
-    return Gpu(index, name, memory, str(amdsmi.amdsmi_get_gpu_device_uuid(handle)))
+    domain = -1
+    with suppress(Exception):
+        domain = domain_of(str(amdsmi.amdsmi_get_gpu_device_bdf(handle)))
+    return Gpu(index, name, memory, str(amdsmi.amdsmi_get_gpu_device_uuid(handle)), domain)
 
 
 def _amd_architecture(dev: Folder, topology: Folder) -> str:
@@ -175,7 +269,7 @@ def _amd_architecture(dev: Folder, topology: Folder) -> str:
     A node of the topology that is no GPU has the version 0. 90402 is gfx942, and 90010 gfx90a: the last two pairs of
     digits are written as hexadecimal ones.
     """
-    if not os.path.exists(os.path.join(dev, "kfd")):
+    if not may_have_amd(dev):
         return ""
     nodes: list[str] = []
     with suppress(OSError):

@@ -53,6 +53,8 @@ class FakeHost:
     signals: list[tuple[int, int]] = field(default_factory=list)
     """(rank, signal) in the order in which they were sent."""
     left: int | None = None
+    dismissed: int = 0
+    """How often the callers of an MPI launcher's were let go."""
 
     def __post_init__(self) -> None:
         self.core = AgentCore(self.plan.name)
@@ -149,7 +151,9 @@ class FakeHost:
             case agent_do.Leave(status):
                 self.left = status
                 self.pair.gone(self, "it left")
-            case agent_do.FreePort() | agent_do.EndTemplate() | agent_do.EndMeeting():
+            case agent_do.DismissCallers():
+                self.dismissed += 1
+            case agent_do.FreePort() | agent_do.EndTemplate() | agent_do.EndMeeting() | agent_do.AwaitCalls():
                 pass
 
 
@@ -160,6 +164,7 @@ class Pair:
         events: all that was emitted.
         ended: the ends of runs, in order.
         problems: agents that did not come.
+        launched: runs and attempts for which an MPI launcher was started; it ends when it is told to.
     """
 
     def __init__(self, *workers: int, offsets: tuple[float, ...] = ()) -> None:
@@ -171,6 +176,7 @@ class Pair:
         self.events: list[Event] = []
         self.ended: list[RunEnded] = []
         self.problems: list[str] = []
+        self.launched: list[Key] = []
         self.over = False
         self.ready = False
         self.ports = 20000
@@ -214,6 +220,10 @@ class Pair:
         """An agent says something."""
         self.feed(on.AgentSaid(host.plan.index, message))
 
+    def calls(self, host: int, rank: int, size: int) -> None:
+        """The MPI launcher calls for a rank of a world of ``size`` at a host's agent."""
+        self.hosts[host].feed(agent_on.RankCalled(self.launched[-1], rank, size))
+
     def gone(self, host: FakeHost, reason: str) -> None:
         """An agent's process or connection ends."""
         self.feed(on.AgentGone(host.plan.index, reason))
@@ -224,9 +234,19 @@ class Pair:
                 self.hosts[host].feed(agent_on.Told(message))
             case do.SendStart():
                 start = m.Start(
-                    effect.run, effect.attempt, effect.template, effect.seats, m.Attached(0), effect.answers
+                    effect.run,
+                    effect.attempt,
+                    effect.template,
+                    effect.seats,
+                    m.Attached(0),
+                    effect.answers,
+                    effect.called,
                 )
                 self.hosts[effect.host].feed(agent_on.Told(start))
+            case do.StartRanks(run, attempt):
+                self.launched.append((run, attempt))
+            case do.EndRanks(run, why):
+                self.feed(on.RanksOver(run, self.launched[-1][1], why or "it ended with status 0", killed=bool(why)))
             case do.Emit(event):
                 self.events.append(event)
             case do.Finish(ended, _):

@@ -8,12 +8,20 @@ to the process that started us, and that all our ranks would inherit alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from ..model import Seat, Step
 
 STALE = {
     "OMPI_COMM_WORLD_*": "Open MPI's place of a process: DeepSpeed asserts that it agrees with LOCAL_RANK",
     "OMPI_UNIVERSE_SIZE": "Open MPI: an MPI_Init in the rank would look for a parent that is not its own",
+    "OMPI_APP_CTX_NUM_PROCS": "Open MPI's description of the program that it has started",
+    "OMPI_NUM_APP_CTX": "as above",
+    "OMPI_FIRST_RANKS": "as above",
+    "OMPI_COMMAND": "as above: MPI_INFO_ENV would tell it",
+    "OMPI_ARGV": "as above",
+    "OMPI_FILE_LOCATION": "the folder of that process's session, which is removed with it",
+    "OMPI_MCA_initial_wdir": "that process's directory",
     "OMPI_MCA_ess*": "Open MPI's start-up of one process, as above",
     "OMPI_MCA_orte*": "Open MPI's start-up of one process, as above",
     "PMIX_*": "the process's place for PMIx, as above",
@@ -38,18 +46,28 @@ STALE = {
 _STALE_NAMES = frozenset(name for name in STALE if not name.endswith("*"))
 _STALE_STARTS = tuple(name[:-1] for name in STALE if name.endswith("*"))
 
+_GIVEN = """
+RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME
+MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT TORCHELASTIC_MAX_RESTARTS
+TORCHELASTIC_USE_AGENT_STORE ZLAUNCH_RUN_ID ZLAUNCH_HOSTNAME
+"""
+OWN = frozenset(_GIVEN.split())
+"""Variables that every rank is given, whatever anybody has set."""
 
 PATH_LISTS = ("PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "PYTHONPATH")
 """Lists of folders of which a host needs its own: what is copied to it comes before them, and not in their place."""
 
 
-def rank_environment(step: Step, seat: Seat, host_env: Mapping[str, str] | None = None) -> dict[str, str]:
+def rank_environment(
+    step: Step, seat: Seat, host_env: Mapping[str, str] | None = None, calling: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Everything that the rank at ``seat`` finds in its environment, on top of the step's own.
 
     ``host_env`` is the environment that the host's agent was started in; it counts with ``step.inherit`` only.
+    ``calling`` is what an MPI launcher has said to this very rank.
     """
     env = inherited_environment(step.env, host_env or {}) if step.inherit else step.env
-    env = {key: value for key, value in env.items() if not is_stale(key)}
+    env = {key: value for key, value in env.items() if not is_stale(key)} | dict(calling)
     env = env if step.unswap_rocr_hip else swap_rocr_hip(env)
     if step.gpus_per_worker > 1:
         env.update(_own_devices(env, seat, step.gpus_per_worker))
@@ -77,6 +95,9 @@ def rank_environment(step: Step, seat: Seat, host_env: Mapping[str, str] | None 
     env.setdefault("OMP_NUM_THREADS", str(max(1, seat.threads)))
     if seat.interface:
         env.setdefault("GLOO_SOCKET_IFNAME", seat.interface)
+        if step.rendezvous == "mpi" and seat.nodes > 1 and "OMPI_MCA_btl_tcp_if_exclude" not in env:
+            # Open MPI takes all interfaces, also Docker's, whose address all hosts have: ranks would call themselves.
+            env.setdefault("OMPI_MCA_btl_tcp_if_include", seat.interface)
     if step.kind == "command":
         env.setdefault("PYTHONUNBUFFERED", "1")  # a Python that we can't reach into would hold back 8 KiB of lines
     return env
@@ -95,6 +116,12 @@ def inherited_environment(env: Mapping[str, str], host_env: Mapping[str, str]) -
 def is_stale(name: str) -> bool:
     """Whether a variable tells of a place that another launcher gave."""
     return name in _STALE_NAMES or name.startswith(_STALE_STARTS)
+
+
+def outside_of_mpi(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for an MPI launcher: as if the process that starts it had none itself, since they do not nest."""
+    keep = ("SLURM_", "FLUX_", "JSM_", "PALS_", "TORCHELASTIC_")  # by which it knows the job that it is in
+    return {name: value for name, value in environ.items() if not is_stale(name) or name.startswith(keep)}
 
 
 def swap_rocr_hip(env: dict[str, str]) -> dict[str, str]:

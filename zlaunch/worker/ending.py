@@ -17,13 +17,16 @@ import sys
 import threading
 import traceback
 import types
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn, TypeAlias
 
 from msgspec import Struct
 
 from ..torchenv.symptoms import is_symptom
 from . import linux
+from .mpi import leave
+from .traces import left_open
 from .voice import Voice
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -60,6 +63,27 @@ def describe(error: BaseException) -> tuple[str, bool]:
     return text, _says_that_a_peer_is_gone(error)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within this, signals that ask to end wait until it is over.
+
+    A rank that has told of its failure is asked to end at once, as all the others are; and what it failed by is still
+    to be printed. Any thread may get a signal, so blocking them in this one would not do.
+    """
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number, handler in handlers.items() if handler is not None]  # None: not Python's to restore
+    for number in ours:
+        signal.signal(number, lambda number, _frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, handlers[number])
+        for came in waiting:
+            os.kill(os.getpid(), came)
+
+
 def show(error: BaseException) -> None:
     """Print an exception as Python would: by ``sys.excepthook``, which may be the user's own.
 
@@ -94,6 +118,8 @@ def finish(ending: Ending, voice: Voice) -> NoReturn:
     """End the process: also the one of a child that the user's code has forked and let run into our frames."""
     _run(threading._shutdown)  # type: ignore[attr-defined]  # what Py_Finalize calls; there is no public name
     _run(atexit._run_exitfuncs)
+    if ending == Exit(0) or ending == Exit(0, answer=True):
+        _run(leave)
     _clear_main()
     _flush()
     match ending:
@@ -129,7 +155,7 @@ def _clear_main() -> None:
 
 
 def _flush() -> None:
-    """Write out every file that is still open, Python's and C's. What the template had open is not ours to write."""
+    """Write out every file that is still open, Python's and C's."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
@@ -138,6 +164,9 @@ def _flush() -> None:
         for file in [found for found in gc.get_objects() if type(found) is layer]:
             with suppress(Exception):
                 file.flush()
+    for file in left_open:
+        with suppress(Exception):
+            file.flush()
     linux.flush_c_streams()
 
 

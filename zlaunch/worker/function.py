@@ -9,8 +9,9 @@ from contextlib import suppress
 from ..errors import SerializationError
 from ..model import Seat, Step
 from ..protocol import letter
-from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip
-from .group import close_group, open_group
+from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip, undisturbed
+from .group import abandon_group, close_group, open_group
+from .mpi import meet
 from .records import capture_records
 from .voice import Voice
 
@@ -31,19 +32,21 @@ def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice,
     frames.clear()
     group = None
     try:
+        if step.rendezvous == "mpi":
+            seat = meet(seat)
         group = open_group(step, seat, place)
         result = function(*args, **kwargs)
     except SystemExit as error:
         ending = exit_status(error)
         if ending.code:
-            return ending
+            return _failed(ending, voice)
         result = None
     except KeyboardInterrupt as error:
         strip(error)
         show(error)
-        return Interrupted()
+        return _failed(Interrupted(), voice)
     except BaseException as error:
-        return _raised(error, voice)
+        return _failed(_raised(error, voice), voice)
     if not voice.ours:  # a child that the function forked has come back from it in its parent's name
         return Exit(0)
     ending = _give(result, seat, voice)
@@ -52,17 +55,25 @@ def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice,
     return ending
 
 
+def _failed(ending: Ending, voice: Voice) -> Ending:
+    if voice.ours:  # a forked child's sockets are its parent's
+        abandon_group()
+    return ending
+
+
 def _give(result: object, seat: Seat, voice: Voice) -> Exit:
     try:
         voice.say("value", payload=letter.dump(result, f"the result of rank {seat.rank}"))
     except SerializationError as error:
-        voice.say("unpicklable", str(error))
-        _print(str(error))
+        with undisturbed():
+            voice.say("unpicklable", str(error))
+            _print(str(error))
         return Exit(1)
     except OSError as error:
         text = f"the result of rank {seat.rank} could not be handed over: {error}"
-        voice.say("unpicklable", text)
-        _print(text)
+        with undisturbed():
+            voice.say("unpicklable", text)
+            _print(text)
         return Exit(1)
     return Exit(0)
 
@@ -70,15 +81,16 @@ def _give(result: object, seat: Seat, voice: Voice) -> Exit:
 def _raised(error: BaseException, voice: Voice) -> Exit:
     strip(error)
     text, symptom = describe(error)
-    if voice.ours:
-        payload = None
-        with suppress(SerializationError):
-            payload = letter.dump(error, "the exception")
-        try:
-            voice.say("exception", text, symptom=symptom, payload=payload)
-        except OSError:
-            voice.say("exception", text, symptom=symptom)
-    show(error)
+    with undisturbed():
+        if voice.ours:
+            payload = None
+            with suppress(SerializationError):
+                payload = letter.dump(error, "the exception")
+            try:
+                voice.say("exception", text, symptom=symptom, payload=payload)
+            except OSError:
+                voice.say("exception", text, symptom=symptom)
+        show(error)
     return Exit(1)
 
 
@@ -86,8 +98,9 @@ def _unreadable(error: SerializationError, voice: Voice) -> Exit:
     cause = error.__cause__ or error
     strip(cause)
     text = f"the function and its arguments {error}\n\n{describe(cause)[0]}"
-    voice.say("unpicklable", text)
-    _print(text)
+    with undisturbed():
+        voice.say("unpicklable", text)
+        _print(text)
     return Exit(1)
 
 

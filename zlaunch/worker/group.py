@@ -26,9 +26,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -36,10 +37,14 @@ from ..model import Seat, Step
 from . import linux
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import Store  # type: ignore[attr-defined]  # public, though torch's __init__ has no __all__
 
 _LEAVING = timedelta(seconds=5)
 """How long a rank whose answer has been given may wait for the others, and then for its group to be destroyed."""
+
+_ABANDONING = 1.0
+"""Seconds for a rank that has failed to destroy its group."""
 
 _FOR_EVER = timedelta(days=365)
 
@@ -54,10 +59,14 @@ class Meeting(Struct, frozen=True):
     """Where the ranks of a step wait for each other."""
 
     store: Store
-    rank: int
-    world_size: int
+    seat: Seat
     has_server: bool
     """Rank 0 serves it, so that rank 0 leaves last."""
+
+    def come(self, when: str) -> None:
+        """Say that this rank is there, and where its host's ranks are."""
+        first = self.seat.rank - self.seat.local_rank
+        self.store.set(f"{when}: {self.seat.rank}", f"{first} {self.seat.local_world_size} {self.seat.hostname}")
 
     def meet(self, when: str, timeout: timedelta) -> None:
         """Wait until all ranks have come.
@@ -67,24 +76,46 @@ class Meeting(Struct, frozen=True):
             DistNetworkError: rank 0 is gone.
         """
         everyone = f"{when}: all"
-        self.store.set(f"{when}: {self.rank}", "here")
-        if self.store.add(when, 1) == self.world_size:
+        self.come(when)
+        if self.store.add(when, 1) == self.seat.world_size:
             self.store.set(everyone, "here")
-        serves = self.has_server and self.rank == 0
+        serves = self.has_server and self.seat.rank == 0
         try:
             self.store.wait([everyone], timeout + _ASKING if serves else timeout)
         except Exception as error:
-            late = [rank for rank in range(self.world_size) if not self.store.check([f"{when}: {rank}"])]
-            if not late:
-                raise
-            words = f"Timed out after {timeout.total_seconds():g} s waiting for {_name(late)} ({when})"
-            raise type(error)(words) from None
+            if words := self.whom_it_waits_for(when, timeout):
+                raise type(error)(words) from None
+            raise
+
+    def whom_it_waits_for(self, when: str, timeout: timedelta) -> str:
+        """The words for those who have not come, each with its host where one of that host's ranks has; or nothing."""
+        there = [rank for rank in range(self.seat.world_size) if self.store.check([f"{when}: {rank}"])]
+        late = sorted({*range(self.seat.world_size)}.difference(there))
+        if not late:
+            return ""
+        host_of: dict[int, str] = {}
+        for rank in there:
+            if rank not in host_of:
+                first, count, host = self.store.get(f"{when}: {rank}").decode().split(" ", 2)
+                host_of |= dict.fromkeys(range(int(first), int(first) + int(count)), host)
+        hosts: dict[str, list[int]] = {}
+        for rank in late:
+            hosts.setdefault(host_of.get(rank, ""), []).append(rank)
+        names = " and ".join(_name(ranks) + (f" on {host}" if host else "") for host, ranks in hosts.items())
+        return f"Timed out after {timeout.total_seconds():g} s waiting for {names} ({when})"
 
 
 def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
-    """Choose the rank's GPU and make its process group, if the step wants one; ``place`` is the host's memfd."""
+    """Choose the rank's GPU and make its process group, if the step wants one; ``place`` is the host's memfd.
+
+    Raises:
+        DistStoreError: some ranks have not come within the timeout; which, and of which hosts.
+    """
+    options: dict[str, Any] = {}
     if step.backend == "nccl" or step.gpu_memory_fraction is not None:
-        choose_gpu(step, seat)
+        device = choose_gpu(step, seat)
+        if step.backend == "nccl":  # its communicator is made at once, and on no other GPU
+            options["device_id"] = device
     if not step.backend:
         return None
     import torch.distributed as dist
@@ -94,29 +125,60 @@ def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
         dist.init_process_group("mpi", timeout=timeout)
         return None
     group, meeting = _meet_in(place, seat, timeout) if seat.nodes == 1 else _meet_over_tcp(seat, timeout)
-    dist.init_process_group(step.backend, store=group, rank=seat.rank, world_size=seat.world_size, timeout=timeout)
+    if step.backend != "gloo" and seat.nodes == 1:
+        meeting.meet("joined", timeout)
+    options |= {"store": group, "rank": seat.rank, "world_size": seat.world_size, "timeout": timeout}
+    try:
+        dist.init_process_group(step.backend, **options)
+    except Exception as error:  # gloo waits for all by itself, and does not say for whom
+        words = meeting.whom_it_waits_for("joined", timeout) if _is_about_time(error) else ""
+        if words:
+            raise dist.DistStoreError(words) from None
+        raise
     meeting.meet("connected", timeout)
     return meeting
+
+
+def _is_about_time(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in ("timed out", "timeout"))
 
 
 def close_group(meeting: Meeting | None) -> None:
     """Wait for the others, and destroy the group if the function has left it; where a peer is gone, not for long."""
     dist = sys.modules.get("torch.distributed")
-    patience = _FOR_EVER if meeting is not None and meeting.has_server and meeting.rank == 0 else _LEAVING
+    serves = meeting is not None and meeting.has_server and meeting.seat.rank == 0
+    patience = _FOR_EVER if serves else _LEAVING
 
     def leave() -> None:
         if meeting is not None:
             with suppress(Exception):
                 meeting.meet("answered", patience)
-        with suppress(Exception):
-            if dist is not None and dist.is_initialized():
-                dist.destroy_process_group()
+        _destroy()
 
     if meeting is None and (dist is None or not dist.is_initialized()):
         return
-    thread = threading.Thread(target=leave, name="zlaunch-leave", daemon=True)
+    _within((patience + _LEAVING).total_seconds(), leave)
+
+
+def abandon_group() -> None:
+    """Destroy the group of a rank that has failed, without a word to the others: they are ended, or fail by it."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_initialized():
+        _within(_ABANDONING, _destroy)
+
+
+def _destroy() -> None:
+    with suppress(Exception):
+        dist = sys.modules["torch.distributed"]
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Do it; where it takes longer, come back without: a backend may wait for a peer that is gone."""
+    thread = threading.Thread(target=work, name="zlaunch-leave", daemon=True)
     thread.start()
-    thread.join((patience + _LEAVING).total_seconds())
+    thread.join(seconds)
 
 
 def _meet_in(place: int, seat: Seat, timeout: timedelta) -> tuple[Store, Meeting]:
@@ -125,7 +187,8 @@ def _meet_in(place: int, seat: Seat, timeout: timedelta) -> tuple[Store, Meeting
 
     store = FileStore(f"/proc/self/fd/{place}", seat.world_size)
     store.set_timeout(timeout)
-    meeting = Meeting(PrefixStore("meeting", store), seat.rank, seat.world_size, has_server=False)
+    meeting = Meeting(PrefixStore("meeting", store), seat, has_server=False)
+    meeting.come("joined")
     return PrefixStore("group", store), meeting
 
 
@@ -146,7 +209,7 @@ def _meet_over_tcp(seat: Seat, timeout: timedelta) -> tuple[Store, Meeting]:
             door.set("port", str(store.port))
         else:
             store = store_at(int(door.get("port")))
-        meeting = Meeting(PrefixStore("meeting", store), seat.rank, seat.world_size, has_server=True)
+        meeting = Meeting(PrefixStore("meeting", store), seat, has_server=True)
         meeting.meet("joined", timeout)
         del door  # rank 0 comes to the next meeting without it: until then nobody uses MASTER_PORT
     return PrefixStore("group", store), meeting
@@ -174,11 +237,12 @@ def _name(ranks: list[int]) -> str:
     return f"rank{'s'[: len(ranks) - 1]} {shown}{', ...' if len(ranks) > _NAMED else ''}"
 
 
-def choose_gpu(step: Step, seat: Seat) -> None:
-    """Make the rank's own GPU the current one, and bound what it may take of its memory."""
+def choose_gpu(step: Step, seat: Seat) -> torch.device:
+    """Make the rank's own GPU the current one, bound what it may take of its memory, and say which it is."""
     import torch
 
-    device = 0 if step.gpus_per_worker > 1 else seat.local_rank
+    device = torch.device("cuda", 0 if step.gpus_per_worker > 1 else seat.local_rank)
     torch.cuda.set_device(device)
     if step.gpu_memory_fraction is not None:
         torch.cuda.set_per_process_memory_fraction(step.gpu_memory_fraction, device)
+    return device

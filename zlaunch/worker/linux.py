@@ -18,6 +18,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 _IOLBF = 1
 _MORE_OUT_OF_MEMORY_SCORE = 100
 """Of 1,000: where memory runs out, the kernel should rather take a rank than the agent or somebody's shell."""
+_UNSHAREABLE = {
+    "socket:": "a socket",
+    "anon_inode:[eventpoll]": "an event loop",
+    "anon_inode:[io_uring]": "an io_uring",
+    "anon_inode:[signalfd]": "a signalfd",
+    "anon_inode:[userfaultfd]": "a userfaultfd",
+}
+"""Of two processes that wait on one of these either may take what was meant for the other."""
 _MADV_COLLAPSE = 25
 _HUGE = 2 * 1024 * 1024
 
@@ -123,6 +131,18 @@ def open_gpu_devices() -> list[str]:
             target = os.readlink(f"/proc/self/fd/{fd}")
             if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri/render")):
                 found.add(target)
+    return sorted(found)
+
+
+def unshareable(own: frozenset[int]) -> list[str]:
+    """What this process has open, but for ``own``, that must not be used by several: kinds of it, in words."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            words = next((words for kind, words in _UNSHAREABLE.items() if target.startswith(kind)), "")
+            if words and int(fd) not in own:
+                found.add(words)
     return sorted(found)
 
 

@@ -11,14 +11,17 @@ import sys
 from types import CodeType
 
 from ..model import Seat, Step
-from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip
+from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip, undisturbed
 from .group import choose_gpu
+from .mpi import meet
 from .voice import Voice
 
 
 def run_program(step: Step, seat: Seat, voice: Voice) -> Ending:
     """Run the script or module of a step in this process's ``__main__``, and tell how it ended."""
     try:
+        if step.rendezvous == "mpi":
+            seat = meet(seat)
         if step.gpu_memory_fraction is not None:
             choose_gpu(step, seat)
         if step.kind == "module":
@@ -35,8 +38,9 @@ def run_program(step: Step, seat: Seat, voice: Voice) -> Ending:
     except BaseException as error:
         strip(error)
         text, symptom = describe(error)
-        voice.say("exception", text, symptom=symptom)  # now: its threads and exit handlers may take their time
-        show(error)
+        with undisturbed():
+            voice.say("exception", text, symptom=symptom)  # now: its threads and exit handlers may take their time
+            show(error)
         return Exit(1)
     return Exit(0, answer=voice.ours)
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import types
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ import msgspec
 
 from ..link.local import answer_end
 from ..link.memory import map_fd
-from ..model import Seat, StartMethod, Step
+from ..model import Seat, StartMethod, Step, span_words
 from ..protocol.envelope import unpack
 from ..systems.interpreter import python_argv
 from ..torchenv.environment import rank_environment
@@ -30,7 +31,9 @@ from ..torchenv.threads import set_threads
 from . import linux
 from .ending import finish
 from .host import Host
+from .traces import Traces
 from .voice import Voice
+from .warm import Warmth
 
 _HIGH = 200
 """Descriptors of ours in a rank begin here, so that a program's first open gets the number that it expects."""
@@ -50,16 +53,21 @@ class Place(msgspec.Struct, frozen=True):
     template: int
     host: Host
     keep: frozenset[int] = frozenset()
+    calling: dict[str, str] = {}
+    """Variables of the MPI launcher's that called for the rank."""
+    line: int = -1
+    """And its line to its process, where it has one: the variable PMI_FD has its number."""
 
 
-def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn:
+def become_rank(place: Place, method: StartMethod, warmth: Warmth) -> NoReturn:
     """Turn this fork of the template into a rank, run its task, and end."""
     code = 1
     try:
-        letter, answer, meeting = _settle(place)
+        letter, answer, meeting, line = _settle(place, warmth.traces.handlers)
         frames = unpack(map_fd(letter))
         step = msgspec.msgpack.decode(frames.pop(0), type=Step)
-        env = rank_environment(step, place.seat, place.host.env)
+        calling = place.calling | ({"PMI_FD": str(line)} if line >= 0 else {})
+        env = rank_environment(step, place.seat, place.host.env, calling)
         if step.inherit:
             env["PWD"] = place.host.folder(step)
         if step.kind == "command":
@@ -67,23 +75,33 @@ def become_rank(place: Place, method: StartMethod, pools: list[Any]) -> NoReturn
         if method == "spawn":
             _execute_python(step, place, env, (letter, answer, meeting))
         os.close(letter)
-        _renew_interpreter(env, pools)
-        live(step, place.seat, place.host, frames, (answer, meeting))
+        _renew_interpreter(env, warmth)
+        live(step, place.seat, place.host, frames, (answer, meeting), traces=warmth.traces)
     except BaseException:  # nothing may go back into the template's loop
         code = _last_words()
     finally:
         os._exit(code)
 
 
-def live(step: Step, seat: Seat, host: Host, frames: list[memoryview], kept: tuple[int, int]) -> NoReturn:
+def live(
+    step: Step,
+    seat: Seat,
+    host: Host,
+    frames: list[memoryview],
+    kept: tuple[int, int],
+    *,
+    traces: Traces | None = None,
+) -> NoReturn:
     """Run the task of a step in this interpreter, and end the process.
 
     ``frames`` is emptied once they have been read: the mapping below them holds a descriptor. ``kept`` are those of
-    answer and meeting.
+    answer and meeting. ``traces`` are what the template's imports have left.
     """
     answer, meeting = kept
     voice = Voice(answer_end(socket.socket(fileno=answer)))
     _renew_python(step, host)
+    if traces is not None:
+        traces.restore_path()
     if step.kind == "function":
         from .function import run_function
 
@@ -99,22 +117,33 @@ def live(step: Step, seat: Seat, host: Host, frames: list[memoryview], kept: tup
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-def _settle(place: Place) -> tuple[int, int, int]:
-    """A session of its own, standard streams, default signals; returns where letter, answer and meeting are now."""
+def _settle(place: Place, handlers: Mapping[int, Any]) -> tuple[int, int, int, int]:
+    """A session of its own, standard streams, the signals' handlers; where letter, answer, meeting and line are now."""
     os.setsid()
     linux.die_with_parent(place.template)
     linux.be_first_out_of_memory()
     kept = _arrange_descriptors(place)
+    _bind(place.seat)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, handlers.get(signal.SIGINT, signal.default_int_handler))
     for number in _DEFAULTS:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, handlers.get(number, signal.SIG_DFL))
     # Only now: a SIGTERM that came meanwhile ends us here, where it would have been ignored before.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return kept
 
 
-def _arrange_descriptors(place: Place) -> tuple[int, int, int]:
+def _bind(seat: Seat) -> None:
+    """To its cores. Where some of them have been taken away since, it goes on unbound, and says so."""
+    if seat.cpus:
+        try:
+            os.sched_setaffinity(0, seat.cpus)
+        except OSError as error:
+            text = f"zlaunch: rank {seat.rank} is not bound to cores {span_words(seat.cpus)}: {error.strerror}\n"
+            os.write(2, text.encode())
+
+
+def _arrange_descriptors(place: Place) -> tuple[int, int, int, int]:
     import fcntl
 
     letter = fcntl.fcntl(place.letter, fcntl.F_DUPFD_CLOEXEC, _HIGH)
@@ -122,14 +151,15 @@ def _arrange_descriptors(place: Place) -> tuple[int, int, int]:
     meeting = fcntl.fcntl(place.meeting, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     out = fcntl.fcntl(place.out, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     err = fcntl.fcntl(place.err, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    line = fcntl.fcntl(place.line, fcntl.F_DUPFD, _HIGH) if place.line >= 0 else -1  # programs inherit it
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for old, new in ((null, 0), (out, 1), (err, 2)):
         os.dup2(old, new)
-    stay = {0, 1, 2, letter, answer, meeting} | place.keep
+    stay = {0, 1, 2, letter, answer, meeting, line} | place.keep
     for fd in linux.open_descriptors():
         if fd not in stay:
             os.close(fd)
-    return letter, answer, meeting
+    return letter, answer, meeting, line
 
 
 def _execute(step: Step, host: Host, env: dict[str, str]) -> NoReturn:
@@ -163,14 +193,10 @@ def _execute_python(step: Step, place: Place, env: dict[str, str], kept: tuple[i
 # --- the interpreter ------------------------------------------------------------------------------------------------
 
 
-def _renew_interpreter(env: dict[str, str], pools: list[Any]) -> None:
+def _renew_interpreter(env: dict[str, str], warmth: Warmth) -> None:
     """What differs between a fork of the template and an interpreter that was started for this rank."""
-    os.environ.clear()
-    os.environ.update(env)
-    set_threads(env, pools)
-    random = sys.modules.get("numpy.random")
-    if random is not None:
-        random.seed()  # Python's own random does it by itself
+    warmth.traces.restore(env)
+    set_threads(os.environ, warmth.pools)
     # A folder that was not there when the template looked is forgotten; those that were are looked at by their time.
     for folder in [folder for folder, finder in sys.path_importer_cache.items() if finder is None]:
         del sys.path_importer_cache[folder]

@@ -30,9 +30,9 @@ from ..systems.processes import become_subreaper, kill_all
 from . import linux
 from .host import Host
 from .rank import Place, become_rank
+from .traces import ASKING
 from .warm import Warmth, warm_up
 
-_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_TEXT = 100_000
 """Characters of a traceback that fit into one message for sure."""
 _NOT_FORKED = 125 << 8
@@ -44,7 +44,7 @@ def main() -> NoReturn:
     agent = os.getppid()
     wire = template_end(socket.socket(fileno=int(sys.argv[1])))
     os.set_inheritable(wire.fileno(), False)
-    for number in _ASKING:
+    for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     become_subreaper()
     linux.die_with_parent(agent)
@@ -65,7 +65,7 @@ class _Template:
         self._meeting = -1
         self._met = ("", 0)
         self._method: StartMethod = "fork"
-        self._warmth = Warmth(pools=[])
+        self._warmth = Warmth()
         self._keep: frozenset[int] = frozenset()
         """Descriptors that preloaded modules have opened: they are the ranks' too."""
         self._idle_work: Iterator[None] | None = None
@@ -130,23 +130,35 @@ class _Template:
             self._idle_work = None
 
     def _fork(self, fork: Fork, fds: list[int]) -> None:
-        letter, out, err, answer = fds
+        letter, out, err, answer, *line = fds
         meeting = self._meeting_of(fork)
-        place = Place(fork.seat, letter, out, err, answer, meeting, os.getpid(), self._host, self._keep)
+        place = Place(
+            fork.seat,
+            letter,
+            out,
+            err,
+            answer,
+            meeting,
+            os.getpid(),
+            self._host,
+            self._keep,
+            fork.calling,
+            line[0] if line else -1,
+        )
         sys.stdout.flush()
         sys.stderr.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         try:
             pid = os.fork()
             if pid == 0:
-                become_rank(place, self._method, self._warmth.pools)  # never comes back
+                become_rank(place, self._method, self._warmth)  # never comes back
         except OSError as error:
             with suppress(OSError):
                 os.write(err, f"zlaunch: no process for rank {fork.seat.rank}: {error}\n".encode())
             self._wire.send(Exited(fork.step, fork.attempt, fork.seat.rank, 0, _NOT_FORKED))
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         self._ranks[pid] = fork
         pidfd = os.pidfd_open(pid)  # it cannot be another process: only we reap
         self._wire.send(Forked(fork.step, fork.attempt, fork.seat.rank, pid), [pidfd])

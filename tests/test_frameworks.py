@@ -1,0 +1,158 @@
+"""Frameworks as they come from their registries: examples as scripts, on one host and on two, and as functions."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from bed import Bed
+from torch.distributed.elastic.multiprocessing.errors import record
+
+import zlaunch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+COMMON = ("torch", "torch._dynamo", "sklearn.datasets")
+"""What all of the training examples import."""
+
+ACCURACY = r"test accuracy ([\d.]+)"
+SCRIPTS = {
+    "accelerate_digits": ("accelerate", (*COMMON, "accelerate"), rf"accelerate on 4 ranks: {ACCURACY}"),
+    "trainer_digits": ("transformers", (*COMMON, "transformers.trainer"), rf"Trainer on 4 ranks: {ACCURACY}"),
+    "lightning_digits": ("lightning", (*COMMON, "lightning.pytorch"), rf"Lightning on 4 ranks: {ACCURACY}"),
+    "deepspeed_digits": ("deepspeed", (*COMMON, "deepspeed"), rf"DeepSpeed on 4 ranks: {ACCURACY}"),
+    "fsdp2_digits": ("sklearn", (*COMMON, "torch.distributed.fsdp"), rf"FSDP2 on 4 ranks: {ACCURACY}"),
+    "dtensor_matmul": (
+        "torch",
+        ("torch", "torch.distributed.tensor"),
+        r"DTensor on 4 ranks: largest error ([\d.e+-]+)",
+    ),
+    "from_environment": ("torch", ("torch",), r"environment on 4 ranks: they add up to 6, on hosts \[([\d, ]+)\]"),
+}
+"""For each script its package, what is imported before the fork, and what rank 0 says in the end."""
+
+
+def run(*argv: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=100, check=False, env=os.environ | env
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def run_script(name: str, *options: str) -> str:
+    """What rank 0 of a script says in the end."""
+    package, preload, last = SCRIPTS[name]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    done = run("-m", "zlaunch", "run", *options, "--preload", ",".join(preload), str(EXAMPLES / f"{name}.py"))
+    assert "zlaunch:" not in done.stderr, done.stderr  # no note that they could not be forked, or of anything else
+    (found,) = re.findall(rf"^\[rank 0\] {last}$", done.stdout, re.MULTILINE)
+    return found
+
+
+def check(name: str, found: str) -> None:
+    if name == "dtensor_matmul":
+        assert float(found) < 1e-3
+    else:
+        assert 0.9 < float(found) <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "from_environment"])
+def test_on_four_ranks(name: str) -> None:
+    check(name, run_script(name, "-n", "4"))
+
+
+@pytest.mark.parametrize("name", ["accelerate_digits", "lightning_digits", "dtensor_matmul"])
+def test_on_two_hosts(bed: Bed, name: str) -> None:
+    check(name, run_script(name, "--hosts", "node1,node2", "--ssh-config", str(bed.ssh_config), "-n", "2"))
+
+
+def test_a_script_that_reads_the_environment(bed: Bed) -> None:
+    assert run_script("from_environment", "-n", "4") == "0, 0, 0, 0"
+    two = ("--hosts", "node1,node2", "--ssh-config", str(bed.ssh_config), "-n", "2")
+    assert run_script("from_environment", *two) == "0, 0, 1, 1"
+
+
+def test_the_same_file_under_torchrun() -> None:
+    script = str(EXAMPLES / "from_environment.py")
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, OMP_NUM_THREADS="1")
+    assert "environment on 2 ranks: they add up to 1, on hosts [0, 0]" in done.stdout
+
+
+# --- record -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [(), ("--", sys.executable)], ids=["script", "command"])
+def test_what_record_sees_is_told_with_its_traceback(tmp_path: Path, before: tuple[str, ...]) -> None:
+    """Also where a launcher around us has set a file for its own rank: it stays the launcher's."""
+    script = str(EXAMPLES / "record_error.py")
+    theirs = tmp_path / "error.json"
+    done = run("-m", "zlaunch", "run", "-n", "2", *before, script, status=1, TORCHELASTIC_ERROR_FILE=str(theirs))
+    report = done.stderr[done.stderr.index("zlaunch: rank 1 ") :]
+    assert "BadLoss: the loss on rank 1 is nan" in report
+    assert re.search(r'File ".*record_error\.py", line \d+, in train', report)
+    assert not before or "exited with status 1" in report
+    assert before or "raised BadLoss: the loss on rank 1 is nan" in report
+    assert not theirs.exists()
+
+
+def test_record_without_an_error() -> None:
+    done = run("-m", "zlaunch", "run", "-n", "2", str(EXAMPLES / "record_error.py"), "--culprit", "-1")
+    assert "[rank 1] rank 1: the ranks' losses add up to 1.0\n" in done.stdout
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def train(example: str) -> tuple[float, bool]:
+    """An example's own function; with it whether the process group is still the one that was there before."""
+    import torch.distributed as dist
+
+    group = dist.group.WORLD
+    sys.path.insert(0, str(EXAMPLES))
+    accuracy = __import__(example).main()
+    return accuracy, dist.group.WORLD is group
+
+
+def remembered() -> tuple[int, int]:
+    """For what ranks Lightning and torchmetrics take this one."""
+    from lightning.pytorch.utilities import rank_zero_only
+    from torchmetrics.utilities import prints
+
+    return rank_zero_only.rank, prints.rank_zero_only.rank
+
+
+@record
+def fail() -> None:
+    raise ArithmeticError("in a recorded function")
+
+
+def test_functions() -> None:
+    """The group that is there is used, and left; where there is none, each framework makes its own."""
+    for package in ("accelerate", "lightning"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    preload = (*COMMON, "accelerate", "lightning.pytorch")
+    with zlaunch.Launcher(workers_per_host=2, backend="gloo", preload=preload, time_limit=60) as ranks:
+        # What asked for its rank when it was imported has it all the same.
+        assert ranks.run(remembered).results == {"localhost": [(0, 0), (1, 1)]}
+        for example in ("accelerate_digits", "lightning_digits"):
+            (first, kept), (second, _) = ranks.run(train, example)
+            assert first == second
+            assert first > 0.9
+            assert kept
+            assert ranks.on(backend=None).run(train, example)[0][0] > 0.9
+        with pytest.raises(ArithmeticError, match="in a recorded function"):
+            ranks.run(fail)
+
+
+def test_an_example_that_starts_its_own_ranks() -> None:
+    pytest.importorskip("accelerate")
+    done = run(str(EXAMPLES / "accelerate_digits.py"))
+    assert re.search(r"^\[rank 0\] accelerate on 4 ranks: test accuracy 0\.9\d+$", done.stdout, re.MULTILINE)
+    assert re.search(r"^returned by rank 0: 0\.9\d+$", done.stdout, re.MULTILINE)

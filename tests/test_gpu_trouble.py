@@ -1,0 +1,269 @@
+"""GPUs that are there and cannot be had: a driver that does not answer is no machine without GPUs.
+
+No GPU is here. The drivers' answers are stand-ins that say what NVML's and amdsmi's manuals list, but for one that is
+real: NVML on a machine that has a GPU's file and no driver.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_gpu_architecture as recorded
+
+import zlaunch
+from zlaunch.fields import check_nccl
+from zlaunch.model import Gpu, HostFacts
+from zlaunch.plan import count_workers
+from zlaunch.systems.gpus import is_in_need, look
+
+MISMATCH = "Driver/library version mismatch"
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recorded.Nvml:
+    """NVIDIA's library on a machine with two GPUs, whose answers a test can change."""
+    module = recorded.Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    (tmp_path / "nvidiactl").touch()
+    (tmp_path / "nvidia0").touch()
+    return module
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """AMD's, on a machine with one."""
+    module = types.ModuleType("amdsmi")
+    vars(module).update(
+        amdsmi_init=lambda: None,
+        amdsmi_shut_down=lambda: None,
+        amdsmi_get_processor_handles=lambda: [0],
+        amdsmi_get_gpu_asic_info=lambda handle: {"market_name": "Instinct"},
+        amdsmi_get_gpu_memory_total=lambda handle, kind: 64 << 30,
+        amdsmi_get_gpu_device_uuid=lambda handle: "2fff74b5-0000-1000-80af",
+        AmdSmiMemoryType=types.SimpleNamespace(VRAM=0),
+    )
+    monkeypatch.setitem(sys.modules, "amdsmi", module)
+    (tmp_path / "kfd").touch()
+    return module
+
+
+def fail(error: Exception) -> Any:
+    def answer(*_: object) -> None:
+        raise error
+
+    return answer
+
+
+# --- what a driver says -----------------------------------------------------------------------------------------------
+
+
+def test_a_driver_that_does_not_start(nvml: recorded.Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "nvmlInit", fail(nvml.NVMLError(MISMATCH)))
+    sight = look({}, tmp_path)
+    assert sight.gpus == ()
+    assert sight.trouble == f"NVIDIA: there is a GPU, and its driver cannot be asked: {MISMATCH}"
+    (tmp_path / "nvidia0").unlink()  # a driver's own file without a GPU's: on a login node that is no trouble
+    assert look({}, tmp_path).trouble == ""
+
+
+def test_the_real_library_without_a_driver(tmp_path: Path) -> None:
+    (tmp_path / "nvidia0").touch()
+    if look({}, tmp_path).gpus:
+        pytest.skip("this machine has a GPU")
+    assert look({}, tmp_path).trouble.startswith("NVIDIA: there is a GPU, and its driver cannot be asked: ")
+
+
+def test_a_gpu_that_is_lost_is_numbered(nvml: recorded.Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = nvml.nvmlDeviceGetHandleByIndex
+
+    def lost(index: int) -> str:
+        if index == 1:
+            raise nvml.NVMLError("GPU is lost")
+        return handle(index)
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lost)
+    sight = look({}, tmp_path)
+    assert (sight.gpus, sight.trouble) == ((), "NVIDIA: the driver says of GPU 1: GPU is lost")
+    assert nvml.open == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "trouble"),
+    [
+        (None, 2, ""),
+        ("1,0", 2, ""),
+        ("", 0, ""),
+        ("-1", 0, ""),
+        ("NoDevFiles", 0, ""),
+        ("0,-1,7", 1, ""),
+        ("0,2", 1, "NVIDIA: CUDA_VISIBLE_DEVICES=0,2 names 2, and there are GPUs 0 to 1"),
+        ("9", 0, "NVIDIA: CUDA_VISIBLE_DEVICES=9 names 9, and there are GPUs 0 to 1"),
+        ("GPU-7", 0, "NVIDIA: CUDA_VISIBLE_DEVICES=GPU-7 names GPU-7, and there are GPUs 0 to 1"),
+        ("MIG-x", 1, ""),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    nvml: recorded.Nvml, tmp_path: Path, visible: str | None, count: int, trouble: str
+) -> None:
+    sight = look({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}, tmp_path)
+    assert (len(sight.gpus), sight.trouble) == (count, trouble)
+
+
+def test_a_slice_that_is_not_there(nvml: recorded.Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByUUID", fail(nvml.NVMLError("Not Found")))
+    sight = look({"CUDA_VISIBLE_DEVICES": "MIG-gone"}, tmp_path)
+    assert (sight.gpus, sight.trouble) == ((), "NVIDIA: the driver says of CUDA_VISIBLE_DEVICES=MIG-gone: Not Found")
+
+
+def test_amdsmi_that_is_not_there_or_finds_no_driver(
+    smi: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        vars(smi), "amdsmi_init", fail(RuntimeError("Error code:\n\t34 | AMDSMI_STATUS_DRIVER_NOT_LOADED"))
+    )
+    assert look({}, tmp_path).trouble == (
+        "AMD: there is a GPU, and its driver cannot be asked: Error code: 34 | AMDSMI_STATUS_DRIVER_NOT_LOADED"
+    )
+    monkeypatch.setitem(vars(smi), "amdsmi_init", lambda: None)
+    monkeypatch.setitem(vars(smi), "amdsmi_get_processor_handles", fail(RuntimeError("AMDSMI_STATUS_BUSY")))
+    assert look({}, tmp_path).trouble == "AMD: the driver says: AMDSMI_STATUS_BUSY"
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    assert look({}, tmp_path).trouble == (
+        "AMD: there is a GPU, and the Python package that asks for it, amdsmi, is not installed"
+    )
+    (tmp_path / "kfd").unlink()
+    assert look({}, tmp_path).trouble == ""
+
+
+def test_amd_s_variables_name_what_is_not_there(smi: types.ModuleType, tmp_path: Path) -> None:
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        sight = look({name: "3"}, tmp_path)
+        assert (sight.gpus, sight.trouble) == ((), f"AMD: {name}=3 names 3, and there is only GPU 0")
+
+
+def test_gpus_of_two_makers_on_one_host(
+    nvml: recorded.Nvml, smi: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch is made for one of them; where it is not known for which, NVIDIA's count."""
+    assert [gpu.name for gpu in look({}, tmp_path).gpus] == ["GPU-0", "GPU-1"]
+    assert [gpu.name for gpu in look({}, tmp_path, "2.9.0+cu128").gpus] == ["GPU-0", "GPU-1"]
+    assert [gpu.name for gpu in look({}, tmp_path, "2.9.0+rocm6.4").gpus] == ["Instinct"]
+    monkeypatch.setattr(nvml, "nvmlInit", fail(nvml.NVMLError(MISMATCH)))
+    sight = look({}, tmp_path)
+    assert [gpu.name for gpu in sight.gpus] == ["Instinct"]
+    assert MISMATCH in sight.trouble
+
+
+# --- who says it ------------------------------------------------------------------------------------------------------
+
+
+def host(gpus: int = 0, trouble: str = "", torch: str = "2.9.0+cu128", uuid: str = "GPU-0") -> HostFacts:
+    devices = tuple(Gpu(index, "G", 1, uuid) for index in range(gpus))
+    return HostFacts(hostname="x", pid=1, cores=4, gpus=devices, gpu_trouble=trouble, torch=torch)
+
+
+BROKEN = f"NVIDIA: there is a GPU, and its driver cannot be asked: {MISMATCH}"
+
+
+def test_ranks_per_gpu_where_the_gpus_cannot_be_counted() -> None:
+    with pytest.raises(zlaunch.LaunchError, match=f"'gpu'.* on b: {BROKEN}; give a number"):
+        count_workers("gpu", ["a", "b"], [host(2), host(0, BROKEN)])
+    with pytest.raises(zlaunch.LaunchError, match=f"'auto'.* on b: {BROKEN}; give a number"):
+        count_workers("auto", ["a", "b"], [host(2), host(0, BROKEN)])
+    with pytest.raises(zlaunch.LaunchError, match="names 9"):
+        count_workers("auto", ["a"], [host(1, "NVIDIA: CUDA_VISIBLE_DEVICES=0,9 names 9, and there is only GPU 0")])
+    assert count_workers(3, ["a"], [host(0, BROKEN)]) == [3]
+    assert count_workers("auto", ["a"], [host(0, BROKEN, "2.9.0+cpu")]) == [1]  # it could not use them anyway
+
+
+@pytest.mark.parametrize(
+    ("torch", "trouble", "needs"),
+    [
+        ("2.9.0", BROKEN, True),
+        ("2.9.0+cpu", BROKEN, False),
+        ("2.9.0+rocm6.4", BROKEN, False),
+        ("2.9.0+rocm6.4", "AMD: ...", True),
+        ("2.9.0", "AMD: ...", False),  # the graphics of many a desktop's processor
+        ("2.9.0+rocm6.4", f"{BROKEN}; AMD: ...", True),
+        ("2.9.0", "", False),
+    ],
+)
+def test_who_needs_which_gpus(torch: str, trouble: str, needs: bool) -> None:
+    assert is_in_need(torch, trouble) is needs
+
+
+def test_more_ranks_than_gpus_with_nccl() -> None:
+    check_nccl({"a": 2, "b": 2}, 2, {"a": host(4), "b": host(4)})
+    with pytest.raises(zlaunch.LaunchError) as caught:
+        check_nccl({"a": 2, "b": 3, "c": 1}, 2, {"a": host(4), "b": host(4), "c": host(0, BROKEN)})
+    assert str(caught.value) == (
+        f"backend is 'nccl', and GPUs are missing on b (6 wanted, 4 there), c (2 wanted, 0 there, {BROKEN}); "
+        "gloo needs none"
+    )
+
+
+def test_gpus_of_two_makers_in_one_group() -> None:
+    with pytest.raises(zlaunch.LaunchError, match="the GPUs of b are AMD's"):
+        check_nccl({"a": 1, "b": 1}, 1, {"a": host(1), "b": host(1, uuid="2fff74b5")})
+
+
+def test_nccl_without_a_gpu_starts_nothing() -> None:
+    launcher = zlaunch.Launcher(workers_per_host=2, backend="nccl", preload=(), view="none")
+    if look().gpus:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(zlaunch.LaunchError, match=r"missing on localhost \(2 wanted, 0 there\)"):
+        launcher.run(os.getpid)
+    assert not (Path(os.environ["ZLAUNCH_LOG_DIR"])).exists()
+
+
+@pytest.mark.parametrize("fraction", [0, 0.0, -0.5, 1.5, float("nan")])
+def test_a_share_of_memory_that_is_none(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"gpu_memory_fraction is .*; it is above 0 and at most 1"):
+        zlaunch.Launcher(gpu_memory_fraction=fraction, view="none").run(int)
+
+
+# --- from end to end --------------------------------------------------------------------------------------------------
+
+OTHER_DEV = r"""
+set -e
+mount -t tmpfs none "$1"
+for name in null zero full random urandom tty; do cp -a /dev/$name "$1"; done
+mkdir "$1/shm" "$1/pts"; ln -s /proc/self/fd "$1/fd"; touch "$1/nvidia0" "$1/nvidiactl"
+mount --bind "$1" /dev
+shift
+exec "$@"
+"""
+PROGRAM = """
+import zlaunch
+from zlaunch.cli.main import main
+main(["info"])
+main(["run", "-n", "gpu", "x.py"])
+for wanted in ("gpu", 1):
+    try:
+        print(zlaunch.Launcher(workers_per_host=wanted, preload=(), backend=None, view="none").run(int)[0])
+    except zlaunch.LaunchError as error:
+        print(error)
+"""
+
+
+def test_a_machine_with_a_gpu_and_no_driver(tmp_path: Path) -> None:
+    """In a mount namespace in which /dev has a GPU's file: everybody says what is wrong, and a number of ranks runs."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("a /dev of its own needs root and unshare")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "x.py").touch()
+    words = ["unshare", "--mount", "sh", "-c", OTHER_DEV, "sh", str(tmp_path / "dev"), sys.executable, "-c", PROGRAM]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    trouble = "NVIDIA: there is a GPU, and its driver cannot be asked: "
+    said = " ".join(done.stdout.split())
+    assert f"GPUs none to be had {trouble}" in said, done.stderr
+    assert f"-n gpu: no GPU is visible on this machine ({trouble}" in done.stderr
+    assert f"workers_per_host is 'gpu', and they cannot be counted on localhost: {trouble}" in said
+    assert done.stdout.endswith("\n0\n")
