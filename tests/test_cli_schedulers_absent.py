@@ -170,7 +170,7 @@ def test_a_question_about_a_job_that_hangs(
     program(folder, "salloc", "echo 'salloc: Pending job allocation 12' >&2; sleep 0.6; echo hello")
     program(folder, "squeue", "exec sleep 60")
     monkeypatch.setattr(asking, "ASK_EVERY", 0.1)
-    monkeypatch.setattr(asking.call, "__defaults__", (0.2, None))
+    monkeypatch.setattr(asking.call, "__defaults__", (0.2,))
     assert main([*RUN, "--scheduler", "slurm", "prog.py"]) == 125
     assert "Slurm gave no nodes (salloc ended with status 0):\nhello" in capsys.readouterr().err
     program(folder, "squeue", "echo '???'")

@@ -316,7 +316,8 @@ def test_ssh_does_not_get_there(serve: Serve) -> None:
         said = reason(server.config(port=silent.getsockname()[1]), timeout=1.5)
     assert said.startswith("it does not answer:\n  Connection timed out")
     said = reason(server.config("Prot 22", "ProxyCommand no-such-proxy"))
-    assert said.startswith("the connection was closed:\n")
+    # whether ssh itself says that it was closed depends on how soon the shell that looked for the proxy has ended
+    assert said.startswith(("the connection was closed:\n", "the connection ended before its agent had started:\n"))
     assert "no-such-proxy" in said
     assert reason(server.config("Port many")).startswith("ssh's configuration is wrong:\n")
 

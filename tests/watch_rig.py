@@ -115,8 +115,13 @@ class Typed:
 
     def finish(self) -> tuple[int, str, str]:
         """Until it ends: status, and the rest of what it said."""
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, out, err
+        # Not communicate(), which reads past what the streams have taken in already and would lose that.
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.append(self.err.read()))
+        reader.start()
+        out = self.out.read()
+        reader.join()
+        return self.process.wait(PATIENCE), out, errors[0]
 
     def end(self) -> None:
         """Whatever became of it."""
