@@ -16,7 +16,11 @@ from bed.slurm import Slurm
 from sites import Site, of_slurm
 
 RUN = [sys.executable, "-m", "zlaunch", "run", "-r", "mpi"]
-ENV = {"PYTHONPATH": str(Path(__file__).parent.parent), "ZLAUNCH_LOG_DIR": "logs"}
+ENV = {
+    "PYTHONPATH": str(Path(__file__).parent.parent),
+    "ZLAUNCH_LOG_DIR": "logs",
+    "PMIX_MCA_gds": "hash",  # under load PMIx's store in shared memory has crashed in MPI_Init: openpmix issue 1114
+}
 AGREES = """
 import os, sys
 import torch
