@@ -55,8 +55,7 @@ def test_order_is_that_of_the_corrected_clocks() -> None:
     pair.hosts[1].raises(1, "ValueError: first", ends=False)
     pair.clock.now += 0.01
     pair.hosts[0].raises(0, "ValueError: second")
-    pair.advance(0.02)
-    pair.advance(0.0)
+    pair.advance(1.1)
     assert pair.ended[0].cause is not None
     assert pair.ended[0].cause.rank == 1
 
@@ -103,6 +102,29 @@ def test_who_ignores_sigterm_is_killed_after_the_grace_period() -> None:
     pair.advance(0.1)
     assert pair.hosts[0].signals == [(0, signal.SIGTERM), (0, signal.SIGKILL)]
     assert pair.ended[0].outcome == "failed"
+
+
+def test_a_rank_that_has_answered_may_end_by_itself_for_a_second() -> None:
+    pair = connected(3)
+    pair.submit(order("r", pair, grace=30.0))
+    pair.hosts[0].raises(1, "ValueError: x", ends=False)
+    pair.advance(0.9)
+    assert pair.hosts[0].signals == [(0, signal.SIGTERM), (2, signal.SIGTERM)]
+    pair.hosts[0].exits(1, 1)
+    assert pair.ended[0].cause is not None
+    assert (pair.ended[0].cause.rank, pair.ended[0].cause.exit_code) == (1, 1)
+
+
+def test_a_rank_that_has_answered_and_does_not_end_is_asked_to_then() -> None:
+    pair = connected(2)
+    pair.hosts[0].ignores_sigterm = {0}
+    pair.submit(order("r", pair, grace=30.0))
+    pair.hosts[0].raises(1, "ValueError: x", ends=False)
+    pair.advance(1.1)
+    assert pair.hosts[0].signals == [(0, signal.SIGTERM), (1, signal.SIGTERM)], "and nobody is asked twice"
+    assert not pair.ended
+    pair.advance(30)
+    assert pair.hosts[0].signals[2:] == [(0, signal.SIGKILL)]
 
 
 def test_cancel_twice_kills_at_once() -> None:

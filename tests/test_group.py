@@ -135,7 +135,6 @@ def test_the_group_is_destroyed_on_every_way_out(cluster: zlaunch.Launcher, tmp_
         import atexit
         import sys
 
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # that of a run that has failed may come before the end
         file = tmp_path / f"{way}.{rank()}"
         atexit.register(lambda: file.write_text(str(dist.is_initialized())))
         match way:

@@ -26,6 +26,10 @@ WARNED_GRACE = 30.0
 """The same where a scheduler has told us to end, and kills us after as long (Slurm's KillWait), or sooner. A supervisor
 that is there shortens it to the step's own."""
 
+LAST_STEPS = 1.0
+"""Seconds that a rank which has given its answer may take to end by itself: its exit handlers run, and its last words
+are written. Then it gets SIGTERM, as the others do at once."""
+
 KILL_PATIENCE = 5.0
 """Seconds from SIGKILL to the moment when a rank that has not died (one that hangs in a driver) is given up."""
 
@@ -46,6 +50,8 @@ class HostStep(Struct):
     """Ranks that have been."""
     letter_there: bool = False
     stopping: bool = False
+    term_at: float | None = None
+    """When those get SIGTERM that were about to end when the others did."""
     kill_at: float | None = None
     give_up_at: float | None = None
     machine: Machine[StepState] = field(default_factory=lambda: Machine(STEP_TABLE, StepState.PREPARING))
@@ -63,7 +69,7 @@ class AgentCore(Struct):
 
     def deadline(self) -> float | None:
         """When ``handle`` wants to be called with a Tick at the latest."""
-        times = (self.step.kill_at, self.step.give_up_at) if self.step else ()
+        times = (self.step.term_at, self.step.kill_at, self.step.give_up_at) if self.step else ()
         return min((t for t in times if t is not None), default=None)
 
     def handle(self, event: on.Happening, now: float) -> list[do.Effect]:
@@ -166,7 +172,10 @@ class AgentCore(Struct):
             return [*dropped, *self._kill_all(step, now)]
         first = step.kill_at is None
         step.kill_at = now + grace if first else min(now + grace, step.kill_at or now)
-        return [*dropped, *(self._signal_all(step, signal.SIGTERM) if first else ())]
+        if not first:
+            return dropped
+        step.term_at = now + LAST_STEPS
+        return [*dropped, *self._signal_all(step, signal.SIGTERM, but=RankState.ANSWERED)]
 
     def _drop_waiting(self, step: HostStep, now: float) -> list[do.Effect]:
         """Ranks that nobody has called for yet never start."""
@@ -178,10 +187,15 @@ class AgentCore(Struct):
                 effects.append(do.Ended(step.key, rank.fate))
         return [*effects, *self._all_ended()]
 
-    def _signal_all(self, step: HostStep, number: int) -> list[do.Effect]:
+    def _signal_all(self, step: HostStep, number: int, but: RankState | None = None) -> list[do.Effect]:
         effects: list[do.Effect] = []
         for rank in step.ranks.values():
-            if rank.machine.state in (RankState.RUNNING, RankState.ANSWERED):
+            again = rank.signalled and number == signal.SIGTERM
+            if (
+                rank.machine.state in (RankState.RUNNING, RankState.ANSWERED)
+                and rank.machine.state != but
+                and not again
+            ):
                 rank.signalled = True
                 effects.append(do.Signal(step.key, rank.seat.rank, number))
         return effects
@@ -348,12 +362,15 @@ class AgentCore(Struct):
             return []
         if step.kill_at is not None and now >= step.kill_at:
             return self._kill_all(step, now)
+        if step.term_at is not None and now >= step.term_at:
+            step.term_at = None
+            return self._signal_all(step, signal.SIGTERM)
         if step.give_up_at is not None and now >= step.give_up_at:
             return self._give_up(step, now)
         return []
 
     def _kill_all(self, step: HostStep, now: float) -> list[do.Effect]:
-        step.kill_at = None
+        step.kill_at = step.term_at = None
         step.give_up_at = step.give_up_at or now + KILL_PATIENCE
         return self._signal_all(step, signal.SIGKILL)
 
