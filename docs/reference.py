@@ -132,7 +132,7 @@ def _fate() -> str:
     text += "\n`kind` is one of\n\n" + "\n".join(f"- `{kind}`: {says}" for kind, says in kinds.items()) + "\n"
     for name in ("ok", "status"):
         text += f"\n`{name}`: {docstring(inspect.getattr_static(model.Fate, name))}\n"
-    return text + f"\n`describe()`: {docstring(model.Fate.describe)}\n"
+    return text
 
 
 def _fields(cls: type[msgspec.Struct]) -> str:

@@ -235,7 +235,7 @@ def test_a_node_that_is_lost(breakable: Site) -> None:
 
 def test_a_passed_time_limit(site: Site, tmp_path: Path) -> None:
     """Of a run from outside, and beside it of a batch job."""
-    words = ["-N", "1", "-n", "1", "-t", "0.01"]
+    words = ["-N", "1", "-n", "1", "-t", "0.05"]
     program = start(site, *words, "stays.py")
     job = submit(site, *words, "-l", "d", "stays.py")
     status, out, err = ended(program)
@@ -276,7 +276,7 @@ def test_inside_of_a_job(site: Site, request: pytest.FixtureRequest, tmp_path: P
         ["-n", "1", "--save-hostlist", "--env", f"MINE={LINES}", "says.py", LINES, ""],
         [*one, *aside, *SERVED[which], "-x", "MINE=yes", "says.py"],
         ["-x", "--no-such-thing=1", "-n", "1", "says.py"],
-        [*one, "-t", "0.01", "stays.py"],
+        [*one, "-t", "0.05", "stays.py"],
     )
     assert said(everything.out) == says(site, 2, 1, LINES, LINES, ""), everything.err
     assert (tmp_path / "hpc_launcher_hostlist.txt").read_text().split() == list(site.hosts[:2])

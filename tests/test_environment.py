@@ -123,6 +123,20 @@ def test_what_ranks_get_from_here(tmp_path, monkeypatch):
     assert everything == {**os.environ, **given}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID", "FLUX_TASK_RANK", "TORCHELASTIC_ERROR_FILE"],
+)
+def test_another_launcher_s_place_is_not_inherited_but_may_be_given(name, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    assert name not in ranks_environment(None, None)
+    assert ranks_environment(None, None, copy=["*"])["SLURM_JOB_ID"] == "5"
+    assert name not in ranks_environment(None, None, copy=["*"])
+    given = ranks_environment({name: "2"}, None)
+    assert environment(given)[name] == "2"
+
+
 # --- folders of one machine on another ------------------------------------------------------------------------------
 
 
@@ -150,16 +164,6 @@ def test_the_search_path_on_a_host_with_another_interpreter(tmp_path):
     same = [project, home, home_lib, home_site, extra]
     assert search_path_here(same, same[1:], "3.11") == same
     assert search_path_here([], own, "3.11") == own
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID", "FLUX_TASK_RANK", "TORCHELASTIC_ERROR_FILE"],
-)
-def test_another_launcher_s_place_is_not_inherited(name):
-    env = environment({name: "1", "SLURM_JOB_ID": "5", "OMPI_MCA_btl": "tcp"})
-    assert name not in env
-    assert (env["SLURM_JOB_ID"], env["OMPI_MCA_btl"]) == ("5", "tcp")
 
 
 @pytest.mark.parametrize(

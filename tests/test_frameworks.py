@@ -99,6 +99,8 @@ def test_what_record_sees_is_told_with_its_traceback(tmp_path: Path, before: tup
     assert not before or "exited with status 1" in report
     assert before or "raised BadLoss: the loss on rank 1 is nan" in report
     assert not theirs.exists()
+    run("-m", "zlaunch", "run", "-n", "2", "--env", f"TORCHELASTIC_ERROR_FILE={theirs}", *before, script, status=1)
+    assert "BadLoss" in theirs.read_text()  # who gives it means it
 
 
 def test_record_without_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import socket
@@ -318,9 +319,9 @@ def test_an_address_that_swallows_everything_holds_nobody_up(machines):
     two.ip("route", "add", "10.70.0.0/16", "dev", "net0")  # nobody there
     began = time.monotonic()
     ways, tried = two.ask("seek", [["10.70.0.1", *addresses], port, token])
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3  # a connection to nobody is given up after 127 s
     assert ways == [["10.9.0.1", "net0"], ["fd09::1", "net0"]]
-    assert f"10.70.0.1:{port}: no answer within 0.5 s" in tried
+    assert re.search(rf"10\.70\.0\.1:{port}: no answer within 0\.\d s", tried)
 
 
 def test_a_machine_without_ipv6_meets_too(machines):

@@ -197,7 +197,7 @@ def test_a_job_that_is_about_to_end_lets_its_ranks_end_first(flux_cluster: Flux,
     (tmp_path / "prog.py").write_text(LIMITED)
     words = [sys.executable, "-m", "zlaunch", "run", "-n", "1", "--preload", "", "prog.py"]
     env = {"PYTHONPATH": str(Path(HERE).parent)}
-    done = flux_cluster.run(["flux", "alloc", "--time-limit=4s", "-N2", *words], env=env)
+    done = flux_cluster.run(["flux", "alloc", "--time-limit=12s", "-N2", *words], env=env)
     said = sorted(line.partition("] ")[2] for line in done.stdout.splitlines()[-2:])
     assert said == ["rank 0 saves", "rank 1 saves"], done.stderr
     assert done.returncode == 124, done.stderr

@@ -42,12 +42,24 @@ def who(fate: Fate) -> str:
 
 def what(fate: Fate) -> str:
     """What happened to a rank: ``killed by SIGKILL``, ``raised ValueError: x``; of a loss what was said, in lines."""
-    if fate.kind is FateKind.RAISED and fate.text:
-        return f"raised {heading(fate.text)}"
-    if fate.kind is FateKind.EXITED and fate.exit_code == 0:
-        return "exited with status 0 before it had given a result"
-    first, *more = fate.describe().splitlines() or [""]
-    return printable(first) + "".join(f"\n  {printable(line)}" for line in more)
+    match fate.kind:
+        case FateKind.RETURNED:
+            return "returned"
+        case FateKind.RAISED:
+            return f"raised {heading(fate.text)}"
+        case FateKind.UNPICKLABLE:
+            return "could not be pickled"
+        case FateKind.SIGNALED:
+            name = signal_name(fate.signal or 0)
+            if fate.out_of_memory:
+                return f"killed by {name} (out of memory)"
+            return f"ended by zlaunch with {name}" if fate.stopped else f"killed by {name}"
+        case FateKind.EXITED:
+            status = f"exited with status {fate.exit_code}"
+            return status if fate.exit_code else f"{status} before it had given a result"
+        case FateKind.LOST:
+            first, *more = f"lost: {fate.text}".splitlines() if fate.text else ["lost"]
+            return printable(first) + "".join(f"\n  {printable(line)}" for line in more)
 
 
 def heading(text: str) -> str:

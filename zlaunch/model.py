@@ -73,26 +73,6 @@ class Fate(Struct, frozen=True, kw_only=True):
             return 125
         return 1 if self.exit_code is None else self.exit_code
 
-    def describe(self) -> str:
-        """What happened, in a few words: ``killed by SIGKILL (out of memory)``."""
-        match self.kind:
-            case FateKind.RETURNED:
-                return "returned"
-            case FateKind.RAISED:
-                last = self.text.rstrip().rsplit("\n", 1)[-1] if self.text else "an exception"
-                return f"raised {last}"
-            case FateKind.UNPICKLABLE:
-                return "could not be pickled"
-            case FateKind.SIGNALED:
-                words = f"killed by {signal_name(self.signal or 0)}"
-                if self.out_of_memory:
-                    return f"{words} (out of memory)"
-                return words if not self.stopped else f"ended by zlaunch with {signal_name(self.signal or 0)}"
-            case FateKind.EXITED:
-                return f"exited with status {self.exit_code}"
-            case FateKind.LOST:
-                return f"lost: {self.text}" if self.text else "lost"
-
 
 class Gpu(Struct, frozen=True):
     """One GPU of a host."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .torchenv.envfile import parse_env_file
+from .torchenv.environment import without_stale
 from .view.settings import HandlerFactory, ViewName, ViewSettings, log_level
 from .view.terminal import aside
 
@@ -65,6 +66,8 @@ def ranks_environment(
 ) -> dict[str, str]:
     """What ranks get from here: our variables, then ``extra``, then the file's. Later wins.
 
+    Of ours all go but those that another launcher has set for us (``STALE``); who gives one of these means it.
+
     Args:
         extra: variables and their values.
         env_file: a ``.env`` file; ``$NAME`` in it means ``extra`` or ours, also where ours is not copied.
@@ -78,7 +81,7 @@ def ranks_environment(
     if env_file is not None:
         path = Path(env_file)
         given.update(parse_env_file(path.read_text(), {**ours, **given}, str(path)))
-    return (ours if copy is None else copied_environment(copy, ours)) | given
+    return without_stale(ours if copy is None else copied_environment(copy, ours)) | given
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -122,7 +122,7 @@ class _Watcher:
                         self._show(event)
                         if isinstance(event, RunEnded):
                             self._written()
-                            if event.cause and self._entry.log_folder:
+                            if event.cause and self._entry.log_folder and not os.path.isdir(self._entry.log_folder):
                                 self._say(f"log files: {printable(self._entry.log_folder)}")
                             return exit_status(event.outcome, event.cause)
                     case Missed(lines=lines):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from .. import runs
 from ..runs import RunEntry
 from ..surroundings import say
-from ..view.files import safe_name
+from ..view.files import rank_file
 from .doorbell import reader_to_watch
 from .grammar import UsageError
 from .logs import LOOK_EVERY, MISSING, PIECE, PLACE, Tail
@@ -56,8 +56,7 @@ def _rank_of(entry: RunEntry, place: re.Match[str]) -> tuple[int, str]:
     for host, ranks in entry.hosts:
         local = int(place["local"]) if place["host"] == host else int(place["rank"] or -1) - first
         if (place["host"] == host and local < ranks) or (place["rank"] and 0 <= local < ranks):
-            name = f"{safe_name(host)}[{local}].log"
-            return first + local, os.path.join(entry.log_folder, name) if entry.log_folder else ""
+            return first + local, rank_file(entry.log_folder, host, local) if entry.log_folder else ""
         first += ranks
     raise UsageError(f"run {entry.run} has no rank {place[0]}: there are {entry.size}, from 0")
 
@@ -117,5 +116,5 @@ def _files(entry: RunEntry) -> Iterator[tuple[int, str]]:
     rank = 0
     for host, ranks in entry.hosts:
         for local in range(ranks):
-            yield rank, os.path.join(entry.log_folder, f"{safe_name(host)}[{local}].log")
+            yield rank, rank_file(entry.log_folder, host, local)
             rank += 1

@@ -66,8 +66,8 @@ def rank_environment(
     ``host_env`` is the environment that the host's agent was started in; it counts with ``step.inherit`` only.
     ``calling`` is what an MPI launcher has said to this very rank.
     """
-    env = inherited_environment(step.env, host_env or {}) if step.inherit else step.env
-    env = {key: value for key, value in env.items() if not is_stale(key)} | dict(calling)
+    env = inherited_environment(step.env, without_stale(host_env or {})) if step.inherit else step.env
+    env = {**env, **calling}
     env = env if step.unswap_rocr_hip else swap_rocr_hip(env)
     if step.gpus_per_worker > 1:
         env.update(_own_devices(env, seat, step.gpus_per_worker))
@@ -116,6 +116,11 @@ def inherited_environment(env: Mapping[str, str], host_env: Mapping[str, str]) -
 def is_stale(name: str) -> bool:
     """Whether a variable tells of a place that another launcher gave."""
     return name in _STALE_NAMES or name.startswith(_STALE_STARTS)
+
+
+def without_stale(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of a process's own environment ranks may inherit."""
+    return {name: value for name, value in environ.items() if not is_stale(name)}
 
 
 def outside_of_mpi(environ: Mapping[str, str]) -> dict[str, str]:

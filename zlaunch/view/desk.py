@@ -21,6 +21,7 @@ from typing import TextIO, TypeAlias
 
 from ..events import Event, Output, RankEnded, Record, RunEnded, RunStarted
 from .console import Console
+from .files import rank_file
 from .jsonlines import json_lines
 from .keep import Keeper
 from .logs import Handlers, to_loggers
@@ -260,10 +261,12 @@ class Desk:
         began = self._began.pop(event.run, None)
         if self._settings.report:
             cause, last = event.cause, list[str]()
-            file = began.log_folder if began is not None and os.path.isdir(began.log_folder) else None
+            file = began.log_folder if began is not None else ""
             if cause is not None:
-                file = self._keeper.log_file(event.run, cause.rank)
+                file = rank_file(file, cause.hostname, cause.local_rank) if file else ""
                 last = self._keeper.last_output(event.run, cause.rank)
+            if not os.path.exists(file):
+                file = ""
             self._console.report(report(event, file, began=began.at if began else None, last_output=last))
 
     def _swap(self, handlers: list[logging.Handler] | None) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..events import Notice, Output, RankEnded, Record, RunStarted
+from ..failure import what
 from ..model import StreamName
 from .text import format_notice, format_record
 
@@ -160,8 +161,7 @@ class RunFiles:
         self._of_rank: dict[int, LogFile] = {}
         for host in started.hosts:
             for local_rank in range(host.workers):
-                path = os.path.join(self.directory, f"{safe_name(host.name)}[{local_rank}].log")
-                self._of_rank[len(self._of_rank)] = files.get(path)
+                self._of_rank[len(self._of_rank)] = files.get(rank_file(directory, host.name, local_rank))
 
     def paths(self) -> set[str]:
         """Every path that this run may have written to."""
@@ -191,7 +191,7 @@ class RunFiles:
             self._files.create(file)
             fate = event.fate
             who = f"rank {fate.rank} (local rank {fate.local_rank}, pid {fate.pid})"
-            self.notice(Notice(event.at, "error", f"{who} {fate.describe()}", fate.hostname))
+            self.notice(Notice(event.at, "error", f"{who} {what(fate)}", fate.hostname))
 
     def notice(self, event: Notice) -> None:
         """What a host's agent says."""
@@ -215,6 +215,11 @@ def run_folder(log_dir: str, run: str, wall: float) -> str:
     """Where the log files of a run go that was started at the wall-clock time ``wall``."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(wall))
     return os.path.join(log_dir, f"{stamp}-{safe_name(run)}")
+
+
+def rank_file(folder: str, hostname: str, local_rank: int) -> str:
+    """The path of a rank's file in its run's folder."""
+    return os.path.join(folder, f"{safe_name(hostname)}[{local_rank}].log")
 
 
 def safe_name(name: str) -> str:
