@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 import tty
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from msgspec.structs import replace
 
 from zlaunch.events import AgentLost, Event, Notice, Output, RankEnded, Redrawn, RunEnded, RunRestarting, RunStarted
 from zlaunch.model import Fate, FateKind, HostPlan
@@ -47,7 +49,10 @@ class Office:
 
     def tell(self, *events: Event) -> None:
         for event in events:
-            self.desk.put(event)
+            if isinstance(event, RunStarted):  # as whoever starts a run tells it
+                self.desk.put(replace(event, log_folder=self.desk.log_folder(event.run, time.time())))
+            else:
+                self.desk.put(event)
 
     def settled(self, timeout: float = WAIT) -> bool:
         done = threading.Event()

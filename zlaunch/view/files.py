@@ -152,16 +152,16 @@ def _open(path: str) -> int:
 class RunFiles:
     """The log files of one run: one per rank, and one per host for what its agent says."""
 
-    def __init__(self, files: FileSet, directory: str, started: RunStarted, wall: float) -> None:
+    def __init__(self, files: FileSet, started: RunStarted, wall: float) -> None:
         self._files = files
         self._wall = wall
         self._at = started.at
-        self.directory = directory
+        self.directory = started.log_folder
         self.hosts = {host.name for host in started.hosts}
         self._of_rank: dict[int, LogFile] = {}
         for host in started.hosts:
             for local_rank in range(host.workers):
-                self._of_rank[len(self._of_rank)] = files.get(rank_file(directory, host.name, local_rank))
+                self._of_rank[len(self._of_rank)] = files.get(rank_file(self.directory, host.name, local_rank))
 
     def paths(self) -> set[str]:
         """Every path that this run may have written to."""

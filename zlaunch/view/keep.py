@@ -118,9 +118,8 @@ class Keeper:
             if event.run in self._runs:  # a restart: the same files go on
                 return
             files = None
-            if self._log_dir is not None:
-                wall = event.created or time.time()
-                files = RunFiles(self._files, event.log_folder or self.folder(event.run, wall), event, wall)
+            if event.log_folder and self._log_dir is not None:  # who only watches has none of his own
+                files = RunFiles(self._files, event, event.created or time.time())
             self._runs[event.run] = _Kept(files)
         if files is not None:
             for notice in [notice for notice in self._notices if notice.hostname in files.hosts]:
