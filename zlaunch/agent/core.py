@@ -18,6 +18,7 @@ from ..tables import STEP_TABLE, Machine, RankState, StepState
 from . import effects as do
 from . import happenings as on
 from .rank import Rank, fate_of, verdict
+from .stopping import Stopping
 
 ORPHAN_GRACE = 2.0
 """Seconds from SIGTERM to SIGKILL where the supervisor is gone."""
@@ -25,13 +26,6 @@ ORPHAN_GRACE = 2.0
 WARNED_GRACE = 30.0
 """The same where a scheduler has told us to end, and kills us after as long (Slurm's KillWait), or sooner. A supervisor
 that is there shortens it to the step's own."""
-
-LAST_STEPS = 1.0
-"""Seconds that a rank which has given its answer may take to end by itself: its exit handlers run, and its last words
-are written. Then it gets SIGTERM, as the others do at once."""
-
-KILL_PATIENCE = 5.0
-"""Seconds from SIGKILL to the moment when a rank that has not died (one that hangs in a driver) is given up."""
 
 Key = tuple[str, int]
 """A step and its attempt."""
@@ -49,11 +43,8 @@ class HostStep(Struct):
     calls: set[int] = field(default_factory=set)
     """Ranks that have been."""
     letter_there: bool = False
-    stopping: bool = False
-    term_at: float | None = None
-    """When those get SIGTERM that were about to end when the others did."""
-    kill_at: float | None = None
-    give_up_at: float | None = None
+    stopping: Stopping | None = None
+    """Since its ranks are to end."""
     machine: Machine[StepState] = field(default_factory=lambda: Machine(STEP_TABLE, StepState.PREPARING))
 
 
@@ -69,8 +60,7 @@ class AgentCore(Struct):
 
     def deadline(self) -> float | None:
         """When ``handle`` wants to be called with a Tick at the latest."""
-        times = (self.step.term_at, self.step.kill_at, self.step.give_up_at) if self.step else ()
-        return min((t for t in times if t is not None), default=None)
+        return self.step.stopping.deadline() if self.step and self.step.stopping else None
 
     def handle(self, event: on.Happening, now: float) -> list[do.Effect]:
         """What to do about ``event``."""
@@ -162,19 +152,17 @@ class AgentCore(Struct):
         step = self._current(key)
         if step is None:
             return [do.FreePort(key)]  # it was reserved for, and never started
-        step.stopping = True
+        stopping = step.stopping = step.stopping or Stopping()
         if step.machine.state is StepState.PREPARING:
             return self._drop(key, FateKind.LOST, "it was stopped before it started", now)
         if step.machine.state is not StepState.RUNNING:
             return []
         dropped = self._drop_waiting(step, now)
         if grace <= 0:
-            return [*dropped, *self._kill_all(step, now)]
-        first = step.kill_at is None
-        step.kill_at = now + grace if first else min(now + grace, step.kill_at or now)
-        if not first:
+            stopping.kill(now)
+            return [*dropped, *self._signal_all(step, signal.SIGKILL)]
+        if not stopping.begin(now, grace):
             return dropped
-        step.term_at = now + LAST_STEPS
         return [*dropped, *self._signal_all(step, signal.SIGTERM, but=RankState.ANSWERED)]
 
     def _drop_waiting(self, step: HostStep, now: float) -> list[do.Effect]:
@@ -278,7 +266,7 @@ class AgentCore(Struct):
         effects: list[do.Effect] = [do.Send(m.Started(*step.key, event.rank, event.pid, now))]
         if step.stopping:  # Stop overtook the fork
             rank.signalled = True
-            number = signal.SIGTERM if step.kill_at is not None else signal.SIGKILL
+            number = signal.SIGTERM if step.stopping.kill_at is not None else signal.SIGKILL
             effects.append(do.Signal(step.key, event.rank, number))
         return effects
 
@@ -323,7 +311,7 @@ class AgentCore(Struct):
         effects: list[do.Effect] = []
         for rank in step.ranks.values():
             rank.machine.move("dropped")
-            rank.fate = fate_of(rank, kind, now, text=text, stopped=step.stopping)
+            rank.fate = fate_of(rank, kind, now, text=text, stopped=step.stopping is not None)
             effects.append(do.Ended(step.key, rank.fate))
         step.machine.move("dropped")
         return [*effects, do.Sweep(step.key)]
@@ -358,25 +346,19 @@ class AgentCore(Struct):
 
     def _tick(self, now: float) -> list[do.Effect]:
         step = self.step
-        if step is None:
+        if step is None or step.stopping is None:
             return []
-        if step.kill_at is not None and now >= step.kill_at:
-            return self._kill_all(step, now)
-        if step.term_at is not None and now >= step.term_at:
-            step.term_at = None
-            return self._signal_all(step, signal.SIGTERM)
-        if step.give_up_at is not None and now >= step.give_up_at:
-            return self._give_up(step, now)
+        match step.stopping.due(now):
+            case "kill":
+                return self._signal_all(step, signal.SIGKILL)
+            case "terminate":
+                return self._signal_all(step, signal.SIGTERM)
+            case "give up":
+                return self._give_up(step, now)
         return []
-
-    def _kill_all(self, step: HostStep, now: float) -> list[do.Effect]:
-        step.kill_at = step.term_at = None
-        step.give_up_at = step.give_up_at or now + KILL_PATIENCE
-        return self._signal_all(step, signal.SIGKILL)
 
     def _give_up(self, step: HostStep, now: float) -> list[do.Effect]:
         """Ranks that SIGKILL does not end are not waited for; the sweep names them as survivors."""
-        step.give_up_at = None
         effects: list[do.Effect] = []
         if any(rank.machine.state is RankState.FORKING for rank in step.ranks.values()):
             effects.append(do.EndTemplate())  # it hangs
