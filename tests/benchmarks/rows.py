@@ -44,6 +44,22 @@ def torchrun(program: str, *argv: str, shop: Workshop) -> Sample:
     return Sample([shop.timed(command, LIMIT)])
 
 
+def driven_groups(product: str, cold: bool, shop: Workshop) -> Sample:
+    """A process group of a Python program's ranks, from the call until all have met in it."""
+    return Sample([shop.driver(product).ask(LIMIT, do="groups", ranks=RANKS, cold=cold)["seconds"]])
+
+
+def torchrun_groups(shop: Workshop) -> Sample:
+    """The same under torchrun, from the start of its command."""
+    folder = shop.new_folder()
+    began = time.monotonic()
+    torchrun("step.py", "gloo", str(folder), shop=shop)
+    met = [float(path.read_text()) for path in folder.glob("met.*")]
+    if len(met) != RANKS:
+        raise Failed(f"{len(met)} of {RANKS} ranks have met")
+    return Sample([max(met) - began])
+
+
 def forks(group: str, repeat: int, shop: Workshop) -> Sample:
     """Bare forks of a process that has torch imported."""
     running = shop.start(
@@ -232,6 +248,17 @@ def _death_row(name: str, title: str, backend: str | None, target: float) -> Row
 ROWS: tuple[Row, ...] = (
     _step_row("step", "a step of 8 ranks returning an int, agents warm, no process group", None, 0.10, 10),
     _step_row("barrier", "the same with a gloo group and a barrier", "gloo", 0.30, 5),
+    Row(
+        "group",
+        "from the call to a gloo group in which all 8 ranks have met, cold",
+        "from run(), or from the start of torchrun's command, to the last rank that leaves the first barrier",
+        (
+            Contestant("zlaunch", partial(driven_groups, "zlaunch", True), "zlaunch"),
+            Contestant("zlaunch, agents warm", partial(driven_groups, "zlaunch", False), "zlaunch"),
+            _peer("torchrunx", partial(driven_groups, "torchrunx", True)),
+            _peer("torchrun", torchrun_groups),
+        ),
+    ),
     Row(
         "import",
         "run -n 8 of a script that only imports torch, cold",

@@ -32,6 +32,14 @@ def meet() -> int:
     return dist.get_rank()
 
 
+def meet_when() -> float:
+    """When this rank knew that all have come to a barrier."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    return time.monotonic()
+
+
 def wait_for_death(folder: str, collective: bool) -> None:
     """Say which process this rank is, then wait until it is killed; rank 2 never comes to the barrier."""
     rank = os.environ["RANK"]
@@ -132,6 +140,19 @@ def steps(
     return {"seconds": seconds}
 
 
+def groups(product: Product, ranks: int, cold: bool) -> dict[str, Any]:
+    """Seconds from the call until the last rank knows that all have met in a gloo group; ``cold``: with new agents."""
+    if cold and product.name == "zlaunch":
+        import zlaunch
+
+        launcher: Any = zlaunch.Launcher("local", workers_per_host=ranks, backend="gloo")
+    else:
+        launcher = product.launcher(ranks, "gloo")
+    began = time.monotonic()
+    results = launcher.run(meet_when)
+    return {"seconds": max(results.rank(rank) for rank in range(ranks)) - began}
+
+
 def starts(product: Product, repeat: int, hosts: list[str], config: str) -> dict[str, Any]:
     """Seconds of each of some starts of zlaunch's agents, which then have nothing to import."""
     import zlaunch
@@ -192,6 +213,7 @@ def torchrunx_handlers(ranks: int, folder: str) -> list[Any]:
 
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
     "steps": steps,
+    "groups": groups,
     "starts": starts,
     "death": death,
     "tensors": tensors,
