@@ -23,7 +23,8 @@ def run(*argv: str) -> str:
 
 def test_train_digits_by_one_command() -> None:
     """Four ranks, one model, and nothing but the ranks' own lines on stdout."""
-    stdout = run("-m", "zlaunch", "run", "-n", "4", str(EXAMPLES / "train_digits.py"))
+    preload = ("--preload", "torch,torch._dynamo,sklearn.datasets")
+    stdout = run("-m", "zlaunch", "run", "-n", "4", *preload, str(EXAMPLES / "train_digits.py"))
     found = re.findall(r"^\[rank 0\] test accuracy: ([\d.]+)$", stdout, re.MULTILINE)
     assert len(found) == 1
     assert float(found[0]) > 0.95

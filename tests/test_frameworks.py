@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -65,6 +66,8 @@ def test_scripts(bed: Bed, where: str, capfd: pytest.CaptureFixture[str]) -> Non
             assert "zlaunch:" not in notes, notes  # of anything that could not be forked, or else
             (found,) = re.findall(rf"^\[rank 0\] {last}$", said, re.MULTILINE)
             assert name != "from_environment" or found == ("0, 0, 0, 0" if where == "four ranks here" else "0, 0, 1, 1")
+        if where == "four ranks here" and {"accelerate", "lightning"} <= set(there):
+            check_functions(ranks.on(workers_per_host=2, backend="gloo"))
     if len(there) < len(PRELOAD):
         pytest.skip(f"of {len(PRELOAD)} packages only {', '.join(there)} are installed")
 
@@ -90,8 +93,13 @@ def test_what_record_sees_is_told_with_its_traceback(tmp_path: Path, before: tup
     assert not before or "exited with status 1" in report
     assert before or "raised BadLoss: the loss on rank 1 is nan" in report
     assert not theirs.exists()
-    run("-m", "zlaunch", "run", "-n", "2", "--env", f"TORCHELASTIC_ERROR_FILE={theirs}", *before, script, status=1)
-    assert theirs.exists()  # who gives it means it
+
+
+def test_recorded_where_it_is_asked_for(tmp_path: Path) -> None:
+    asked = tmp_path / "error.json"
+    script = str(EXAMPLES / "record_error.py")
+    run("-m", "zlaunch", "run", "-n", "2", "--env", f"TORCHELASTIC_ERROR_FILE={asked}", script, status=1)
+    assert json.loads(asked.read_text())["message"]
 
 
 def test_record_without_an_error() -> None:
@@ -125,23 +133,18 @@ def fail() -> None:
     raise ArithmeticError("in a recorded function")
 
 
-def test_functions() -> None:
+def check_functions(ranks: zlaunch.Launcher) -> None:
     """The group that is there is used, and left; where there is none, each framework makes its own."""
-    for package in ("accelerate", "lightning"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    preload = [module for package in ("torch", "sklearn", "accelerate", "lightning") for module in PRELOAD[package]]
-    with zlaunch.Launcher(workers_per_host=2, backend="gloo", preload=preload, time_limit=60) as ranks:
-        # What asked for its rank when it was imported has it all the same.
-        assert ranks.run(remembered).results == {"localhost": [(0, 0), (1, 1)]}
-        for example in ("accelerate_digits", "lightning_digits"):
-            (first, kept), (second, _) = ranks.run(train, example)
-            assert first == second
-            assert first > 0.9
-            assert kept
-            assert ranks.on(backend=None).run(train, example)[0][0] > 0.9
-        with pytest.raises(ArithmeticError, match="in a recorded function"):
-            ranks.run(fail)
+    # What asked for its rank when it was imported has it all the same.
+    assert ranks.run(remembered).results == {"localhost": [(0, 0), (1, 1)]}
+    for example in ("accelerate_digits", "lightning_digits"):
+        (first, kept), (second, _) = ranks.run(train, example)
+        assert first == second
+        assert first > 0.9
+        assert kept
+        assert ranks.on(backend=None).run(train, example)[0][0] > 0.9
+    with pytest.raises(ArithmeticError, match="in a recorded function"):
+        ranks.run(fail)
 
 
 def test_an_example_that_starts_its_own_ranks() -> None:

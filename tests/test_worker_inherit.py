@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bed.programs import until
 from worker_rig import PATIENCE, ROOT, Rig
 
 from zlaunch.agent.processes import TemplateProcess
@@ -100,6 +101,7 @@ def test_the_template_itself(monkeypatch, tmp_path):
         try:
             folder = str(tmp_path) if cwd != MISSING else os.environ.get("HOME", HOME)
             process = Path(f"/proc/{template.process.pid}")
+            until((process / "environ").read_bytes, "its environment: there is none for a moment after exec")
             env = dict(entry.split("=", 1) for entry in (process / "environ").read_text().split("\0") if "=" in entry)
             assert (env["FROM_AGENT"], env["FROM_SPEC"]) == ("1", "1")
             assert env["PATH"].split(":")[:2] == ["/copied/bin", os.environ["PATH"].split(":")[0]]

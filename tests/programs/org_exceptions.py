@@ -41,7 +41,7 @@ def retry() -> None:
     """Intermittent failures."""
     for attempt in range(3):
         try:
-            result = torchrunx.Launcher(**QUIET).run(fragile, resume_from_checkpoint=True)
+            result = torchrunx.Launcher(**QUIET, preload=()).run(fragile, resume_from_checkpoint=True)
         except torchrunx.WorkerFailedError as error:
             said = [words in str(error) for words in ("SIGSEGV", "about to die")]
             print(f"attempt {attempt} failed, and says why: {said}")
