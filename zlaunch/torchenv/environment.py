@@ -46,6 +46,9 @@ STALE = {
 _STALE_NAMES = frozenset(name for name in STALE if not name.endswith("*"))
 _STALE_STARTS = tuple(name[:-1] for name in STALE if name.endswith("*"))
 
+_OF_JOBS = ("SLURM_", "FLUX_", "LSB_", "PBS_", "SGE_", "PE_HOSTFILE", "COBALT_", "LOADL_", "JSM_", "PALS_")
+"""How those variables begin by which Open MPI and Hydra find a scheduler's job around them."""
+
 _GIVEN = """
 RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME
 MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT TORCHELASTIC_MAX_RESTARTS
@@ -124,9 +127,16 @@ def without_stale(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def outside_of_mpi(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment for an MPI launcher: as if the process that starts it had none itself, since they do not nest."""
-    keep = ("SLURM_", "FLUX_", "JSM_", "PALS_", "TORCHELASTIC_")  # by which it knows the job that it is in
-    return {name: value for name, value in environ.items() if not is_stale(name) or name.startswith(keep)}
+    """An environment for an mpirun that is told its hosts, and goes there by ssh.
+
+    It is as if the process that starts it were no MPI's itself, since they do not nest, and in no job: of one it would
+    take the job's own hosts and slots, and refuse all others.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(_OF_JOBS) and (not is_stale(name) or name.startswith("TORCHELASTIC_"))
+    }
 
 
 def swap_rocr_hip(env: dict[str, str]) -> dict[str, str]:
