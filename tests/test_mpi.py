@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ from bed import Bed
 from far_rig import Ears, far
 
 import zlaunch
+from zlaunch.agent.callers import Callers
+from zlaunch.backends import mpi
+from zlaunch.torchenv.calls import address
 
 SOON = 2.0
 """Seconds from a rank's death to the exception, on a machine that has other things to do; 0.03 as a rule."""
@@ -82,10 +87,22 @@ def test_a_script_finds_its_world(tmp_path: Path) -> None:
     assert printed(ears, 3) == ["sum 3"] * 3
 
 
-def test_a_program_of_its_own_gets_what_mpi_wants() -> None:
+JOB = {
+    "SLURM_JOBID": "9",
+    "SLURM_NNODES": "2",
+    "SLURM_NODELIST": "n[1-2]",
+    "SLURM_PROCID": "0",
+    "SLURM_TASKS_PER_NODE": "1(x2)",
+}
+"""What Open MPI knows a job by; we are not asked to run on its nodes."""
+
+
+def test_a_program_of_its_own_gets_what_mpi_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
     ears = Ears()
     launcher = here(2).set_logging_handlers(lambda: [ears])
-    launcher.run_command("sh", "-c", "echo $RANK $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE")
+    launcher.run_command("sh", "-c", "echo $RANK $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE$SLURM_PROCID")
     assert printed(ears, 2) == ["0 0 of 2", "1 1 of 2"]
 
 
@@ -131,6 +148,46 @@ def test_an_abort_of_the_world_has_its_status() -> None:
 
 def test_a_restart_has_a_world_of_its_own() -> None:
     assert list(here(2, max_restarts=1).run(mpi_steps.once, "x")) == [(1, 2), (1, 2)]
+
+
+def test_a_caller_whose_launcher_is_gone_goes_too() -> None:
+    with subprocess.Popen((*mpi.caller("nobody", None), "0"), stdout=subprocess.PIPE) as caller:
+        assert caller.stdout is not None
+        caller.stdout.close()
+        try:
+            assert caller.wait(20) == 1
+        finally:
+            caller.kill()
+
+
+NO_CALLS = [
+    b"",
+    b"\xff",
+    b"[" * 200_000,
+    b"[]",
+    b'{"rank":0}',
+    b'{"rank":"0","size":1,"env":{}}',
+    b'{"rank":0,"size":1,"env":[]}',
+    b'{"rank":1e999,"size":1,"env":{}}',
+]
+
+
+def test_what_is_no_call_is_hung_up_on() -> None:
+    callers = Callers()
+    callers.open(("garbage", 0))
+    (door,) = callers.fds()
+    for data in NO_CALLS:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as wire, open(os.devnull) as file:
+            wire.connect(address("garbage", 0))
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            socket.send_fds(wire, [data], [file.fileno()])
+            before = len(os.listdir("/proc/self/fd"))
+            assert callers.ready(door) is None
+            assert callers.ready(callers.fds()[-1]) is None
+            assert callers.fds() == [door]
+            assert wire.recv(1) == b""
+            assert len(os.listdir("/proc/self/fd")) == before
+    callers.dismiss()
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

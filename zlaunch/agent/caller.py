@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -45,7 +46,7 @@ def main() -> None:
 def _connect(name: str) -> socket.socket | None:
     """The agent's socket, as soon as it is there; an agent of another user's is none."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not _is_orphaned():
         wire = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             wire.connect(name)
@@ -56,3 +57,10 @@ def _connect(name: str) -> socket.socket | None:
         _, user, _ = struct.unpack("3i", wire.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return wire if user == os.getuid() else None
     return None
+
+
+def _is_orphaned() -> bool:
+    """Whether the launcher is gone that reads our stdout; a killed one ends nobody, and its step may have ended."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(seen & (select.POLLERR | select.POLLHUP) for _, seen in poll.poll(0))

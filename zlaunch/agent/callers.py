@@ -78,7 +78,7 @@ class Callers:
         wire = self._coming.pop(fd)
         try:
             return self._hear(wire)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             wire.close()
             return None
 
@@ -89,9 +89,13 @@ class Callers:
         fds = array("i")
         for _, _, raw in rights:
             fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-        said = json.loads(data.decode("utf-8", "surrogateescape"))
-        env = {str(name): str(value) for name, value in said["env"].items() if CALLING.match(name)}
-        event = on.RankCalled(self._key, int(said["rank"]), int(said["size"]))
+        try:
+            rank, size, env = _understood(data)
+        except ValueError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        event = on.RankCalled(self._key, rank, size)
         call = Call(wire, env, fds[0] if fds else -1)
         with suppress(OSError):
             call.pidfd = os.pidfd_open(_who(wire)[0])
@@ -123,6 +127,19 @@ class Callers:
             self._door.close()
         self._key = self._door = None
         self._coming, self._calls, self._others = {}, {}, []
+
+
+def _understood(data: bytes) -> tuple[int, int, dict[str, str]]:
+    """A caller's rank, its world's size, and the variables that make it that. Raises ValueError."""
+    try:
+        said = json.loads(data.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("brackets within brackets") from None
+    match said:
+        case {"rank": int(rank), "size": int(size), "env": dict(env)}:
+            return rank, size, {name: str(value) for name, value in env.items() if CALLING.match(name)}
+        case _:
+            raise ValueError(f"no call: {said!r:.100}")
 
 
 def _who(wire: socket.socket) -> tuple[int, int]:
