@@ -99,6 +99,30 @@ def test_a_launcher_that_ends_before_its_ranks_is_the_cause() -> None:
     assert pair.hosts[0].signals == [(1, signal.SIGTERM)]
 
 
+def test_ranks_that_end_just_before_their_launcher_is_known_to_be_killed_are_not_the_cause() -> None:
+    pair = started(2)
+    pair.calls(0, 0, 2)
+    pair.calls(0, 1, 2)
+    pair.hosts[0].exits(0, 195)
+    pair.feed(on.RanksOver("r", 0, "it was killed by SIGKILL", killed=True))
+    pair.advance(0.02)
+    (ended,) = pair.ended
+    assert ended.outcome == "lost"
+    assert ended.cause is not None
+    assert ended.cause.text == "mpirun, which starts the ranks: it was killed by SIGKILL"
+    assert ended.cause.launcher == "mpirun"
+
+
+def test_a_template_that_dies_before_its_ranks_are_called_for_ends_the_run() -> None:
+    pair = started(2)
+    pair.calls(0, 0, 2)
+    pair.hosts[0].template_dies()
+    pair.advance(0.02)
+    (ended,) = pair.ended
+    assert ended.outcome == "lost"
+    assert {fate.text for fate in ended.fates} == {"its fork template was killed by SIGKILL"}
+
+
 def test_a_launcher_that_never_started_anything_ends_the_run() -> None:
     pair = started(2)
     pair.feed(on.RanksOver("r", 0, "it ended with status 1; it said:\nno such host"))

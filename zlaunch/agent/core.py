@@ -208,7 +208,7 @@ class AgentCore(Struct):
         if step.machine.state is StepState.PREPARING:
             return effects + self._drop(step.key, FateKind.LOST, event.text, now)
         for rank in step.ranks.values():
-            if rank.machine.state is RankState.FORKING:
+            if rank.machine.state in (RankState.FORKING, RankState.WAITING):
                 rank.machine.move("dropped")
                 rank.fate = fate_of(rank, FateKind.LOST, now, text=event.text)
                 effects.append(do.Ended(step.key, rank.fate))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..model import Fate
+from ..model import Fate, FateKind
 from ..protocol import messages as m
 from ..tables import RunState
 from . import effects as do
@@ -32,10 +32,22 @@ class Callings(Openings):
         run = self._run_of(event.run, event.attempt)
         if run is None or run.launcher not in ("running", "ending"):
             return []
-        run.launcher, run.launcher_said = "over", event.text
+        by_itself, run.launcher, run.launcher_said = run.launcher == "running", "over", event.text
         if run.state in (RunState.STARTING, RunState.RUNNING):
             run.abandon_at = now + (0.0 if event.killed else LAUNCHER_PATIENCE)
+        elif run.state is RunState.FAILING and event.killed and by_itself:  # ranks that lose it end at once, too
+            self._blame(run)
         return self._settle(run, now)
+
+    def _blame(self, run: Run) -> None:
+        """Ranks have just ended, and nobody knows why but for this."""
+        title = run.order.ranks.title if run.order.ranks else ""
+        for rank, fate in run.failures.items():
+            if fate.kind in (FateKind.EXITED, FateKind.SIGNALED) and not fate.stopped:
+                text = f"{title}, which starts the ranks: {run.launcher_said}"
+                run.failures[rank] = msgspec.structs.replace(
+                    fate, kind=FateKind.LOST, text=text, launcher=title, exit_code=None, signal=None
+                )
 
     def called(self, host: Host, message: m.Called) -> list[do.Effect]:
         """The launcher has called for all ranks of a host."""
