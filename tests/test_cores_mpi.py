@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 
+import msgspec
 import pytest
 
+from zlaunch.failure import exit_status
 from zlaunch.model import FateKind, RanksCommand
 from zlaunch.supervisor import happenings as on
 from zlaunch.testing import Pair, order
@@ -97,6 +99,19 @@ def test_a_launcher_that_ends_before_its_ranks_is_the_cause() -> None:
     assert ended.cause is not None
     assert ended.cause.text == "mpirun, which starts the ranks: it was killed by SIGKILL"
     assert pair.hosts[0].signals == [(1, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(("called", "tells", "status"), [(2, True, 3), (2, False, 125), (1, True, 125)])
+def test_a_launcher_that_tells_of_aborts_ends_with_that_of_a_rank(called: int, tells: bool, status: int) -> None:
+    pair = Pair(2)
+    pair.connect()
+    pair.submit(order("r", pair, ranks=msgspec.structs.replace(MPIRUN, tells_aborts=tells)))
+    for rank in range(called):
+        pair.calls(0, rank, 2)
+    pair.feed(on.RanksOver("r", 0, "it ended with status 3", status=3))
+    pair.advance(1.1)
+    (ended,) = pair.ended
+    assert exit_status(ended.outcome, ended.cause) == status
 
 
 def test_ranks_that_end_just_before_their_launcher_is_known_to_be_killed_are_not_the_cause() -> None:

@@ -84,7 +84,7 @@ def exit_status(outcome: Outcome, cause: Fate | None) -> int:
         case "cancelled":
             return 130
         case "lost":
-            return 125
+            return cause.status if cause else 125
         case "failed":
             return (cause.status or 1) if cause else 1
 

@@ -47,7 +47,7 @@ class Fate(Struct, frozen=True, kw_only=True):
     kind: FateKind
     at: float
     exit_code: int | None = None
-    """``None`` after a signal, and where nobody knows."""
+    """``None`` after a signal, and where nobody knows. Of a rank that was lost: what its MPI launcher has told of it."""
     signal: int | None = None
     out_of_memory: bool = False
     stopped: bool = False
@@ -66,11 +66,11 @@ class Fate(Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> int:
-        """The exit status as a shell gives it: 128+N for signal N, 125 for a rank that was lost."""
+        """The exit status as a shell gives it: 128+N for signal N, 125 for a rank that was lost without one."""
         if self.signal is not None:
             return 128 + self.signal
         if self.kind is FateKind.LOST:
-            return 125
+            return self.exit_code or 125
         return 1 if self.exit_code is None else self.exit_code
 
 
@@ -260,6 +260,8 @@ class RanksCommand(Struct, frozen=True, kw_only=True):
     """The number of the attempt is still missing, as its last word."""
     env: dict[str, str] | None
     """``None``: the environment of the process that starts it."""
+    tells_aborts: bool = False
+    """Whether its status is that of an ``MPI_Abort``, whose rank waits to be ended."""
 
     @property
     def title(self) -> str:

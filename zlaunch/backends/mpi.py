@@ -64,7 +64,8 @@ def mpirun(
     if launcher.flavour == "mpich":
         words = ("-n", count, "-hosts", places, "-launcher", "ssh", "-bind-to", "none")
         more = {"HYDRA_LAUNCHER_EXTRA_ARGS": shlex.join(ssh[1:])}
-        return RanksCommand(argv=(launcher.path, *words, *program), env={**outside_of_mpi(environ), **more})
+        env = {**outside_of_mpi(environ), **more}
+        return RanksCommand(argv=(launcher.path, *words, *program), env=env, tells_aborts=True)
     words = ("--host", places, "-n", count, "--map-by", "slot", "--bind-to", "none")
     more = {**_OPEN_MPI, "OMPI_MCA_plm_rsh_agent": shlex.join(ssh), "PRTE_MCA_plm_ssh_agent": shlex.join(ssh)}
     return RanksCommand(argv=(launcher.path, *words, *program), env={**outside_of_mpi(environ), **more})

@@ -33,6 +33,8 @@ class Callings(Openings):
         if run is None or run.launcher not in ("running", "ending"):
             return []
         by_itself, run.launcher, run.launcher_said = run.launcher == "running", "over", event.text
+        if run.order.ranks and run.order.ranks.tells_aborts and not run.uncalled:
+            run.launcher_status = event.status
         if run.state in (RunState.STARTING, RunState.RUNNING):
             run.abandon_at = now + (0.0 if event.killed else LAUNCHER_PATIENCE)
         elif run.state is RunState.FAILING and event.killed and by_itself:  # ranks that lose it end at once, too
@@ -68,7 +70,8 @@ class Callings(Openings):
         title = run.order.ranks.title
         effects: list[do.Effect] = []
         for fate in lost_fates(seats, run.fates, f"{title}, which starts the ranks: {text}", now, run.pids):
-            effects += self._failed(run, msgspec.structs.replace(fate, launcher=title), now)
+            ours = msgspec.structs.replace(fate, launcher=title, exit_code=run.launcher_status)
+            effects += self._failed(run, ours, now)
         return effects
 
     def late_launcher(self, run: Run, now: float) -> list[do.Effect]:

@@ -104,6 +104,8 @@ class RanksOver:
     text: str
     killed: bool = False
     """By a signal: that is no end of its own, and its ranks may soon end because of it."""
+    status: int | None = None
+    """With which it has ended by itself."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class Launchers:
             if one.pidfd in ready:
                 words = one.words()
                 killed = bool(one.why) or one.process.returncode < 0
-                found.append(on.RanksOver(one.run, one.attempt, words, killed=killed))
+                status = None if killed else one.process.returncode
+                found.append(on.RanksOver(one.run, one.attempt, words, killed=killed, status=status))
                 self._all.pop(one.run).close()
             elif one.next_at is not None and now >= one.next_at:
                 self._signal(one)

@@ -62,6 +62,8 @@ class Run:
     launcher: Literal["none", "running", "ending", "over"] = "none"
     """Of MPI: whether it has been started, is told to end, has ended."""
     launcher_said: str = ""
+    launcher_status: int | None = None
+    """That it has ended with, where it is a rank's."""
     call_by: float | None = None
     """When it is to have called for all ranks."""
     uncalled: list[int] = field(default_factory=list)
@@ -87,7 +89,7 @@ class Run:
         self.attempt += 1
         self.outcome, self.cause, self.decide_at = "succeeded", None, None
         self.limit_at = self.answer_by = self.abandon_at = self.call_by = None
-        self.launcher, self.launcher_said = "none", ""
+        self.launcher, self.launcher_said, self.launcher_status = "none", "", None
         for collection in (self.fates, self.failures, self.pids, self.pending, self.open_hosts):
             collection.clear()
 
