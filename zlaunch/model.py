@@ -47,7 +47,7 @@ class Fate(Struct, frozen=True, kw_only=True):
     kind: FateKind
     at: float
     exit_code: int | None = None
-    """``None`` after a signal, and where nobody knows. Of a rank that was lost: what its MPI launcher has told of it."""
+    """``None`` after a signal, and where nobody knows. Of a rank that was lost: what its MPI launcher told."""
     signal: int | None = None
     out_of_memory: bool = False
     stopped: bool = False
