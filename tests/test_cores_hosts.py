@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from zlaunch import events as ev
 from zlaunch.agent import happenings as agent_on
@@ -284,6 +285,22 @@ def test_a_host_that_is_taken_away_is_the_cause_and_not_the_signals_that_end_its
     assert (ended.cause.hostname, ended.cause.text) == ("host1", "its agent goes: told to end by SIGTERM")
     assert ended.unasked == ()
     assert [fate.signal for fate in sorted(ended.fates, key=lambda fate: fate.rank)] == [15] * 4
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(None, "cancelled"), (3, "failed")])
+def test_who_ends_a_job_may_tell_its_agents_before_us(status: int | None, outcome: str) -> None:
+    pair = connected(2, 2)
+    pair.submit(order("r", pair))
+    pair.hosts[0].ignores_sigterm = {1}
+    if status is not None:
+        pair.hosts[0].exits(0, status)
+    pair.hosts[1].feed(agent_on.SupervisorLost("told to end by SIGTERM", is_there=True))
+    pair.advance(0.1)
+    pair.feed(on.Cancelled("r"))
+    pair.advance(60)
+    (ended,) = pair.ended
+    assert ended.outcome == outcome
+    assert (ended.cause is None) is (status is None)
 
 
 def test_clocks_that_drift_are_asked_for_again() -> None:

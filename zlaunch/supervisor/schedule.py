@@ -207,6 +207,8 @@ class Schedule(Callings):
             return self._give_up(run, now, lost=None) + self._schedule(now)
         if run.state is RunState.STOPPING:
             run.unwanted = True
+            if run.left and run.outcome == "lost":
+                run.outcome, run.cause = "cancelled", None  # who ends a job tells its agents and us, in any order
             return self._stop_hosts(run, grace, now)
         run.outcome = "cancelled"
         return self._stop(run, grace, now) + self._settle(run, now)
@@ -293,6 +295,7 @@ class Schedule(Callings):
         for run in list(self.runs.values()):
             seats = run.order.seats.get(host.plan.index, ())
             if run.state in (RunState.STARTING, RunState.RUNNING, RunState.FAILING):
+                run.left = run.left or (bool(seats) and not run.failures)
                 for fate in lost_fates(seats, run.fates, f"its agent goes: {reason}", now, run.pids):
                     effects += self._failed(run, run.failures.get(fate.rank, fate), now)
         return effects

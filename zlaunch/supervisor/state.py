@@ -71,6 +71,8 @@ class Run:
     abandon_at: float | None = None
     """When its end counts as the end of the ranks, if these have not ended by then: the two are told separately."""
     ever_started: bool = False
+    left: bool = False
+    """Whether it fails because an agent was told to end, and for no other reason."""
     unwanted: bool = False
     """Cancelled while it was being stopped for another reason: it is not started again."""
     machine: Machine[RunState] = field(default_factory=lambda: Machine(RUN_TABLE, RunState.QUEUED))
