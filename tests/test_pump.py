@@ -105,6 +105,23 @@ def test_a_bar_that_stands_still_is_shown_as_it_stands(rank: Rank) -> None:
     assert rank.states() == [b"99%", b"100%"]
 
 
+def test_a_bar_below_a_bar_is_no_flood_of_lines(rank: Rank) -> None:
+    """What ``tqdm`` within ``tqdm`` writes: down a line, the bar, up again; what it prints between them is a line."""
+    up = b"\x1b[A"
+    rank.prints(b"\repoch 0", 0.0)
+    for batch in range(30):
+        for part in (b"\n", b"\r", b"batch %d" % batch, up):
+            rank.prints(part, batch / 10)
+    rank.prints(b"\n\rbatch 30" + up + b"\n\r        \r" + up + b"\r     \ra word\n\repoch 0\n\rbatch 30" + up, 3.0)
+    assert b"".join(rank.lines()) == b"epoch 0\na word\nepoch 0\n"
+    assert rank.states()[0].startswith(b"batch ")
+    for batch in range(31, 60):  # a third one, to which there is no line at first
+        rank.prints(b"\n\rbatch %d" % batch + up + b"\n\n\rpiece" + up + up, batch / 10)
+    rank.prints(b"\n\r" + up + b"\repoch 1\nthe end\n", 7.0)
+    assert rank.lines()[-1] == b"epoch 1\nthe end\n"
+    assert b"".join(rank.lines()).count(b"\n") == 6
+
+
 def test_the_bars_of_very_many_ranks_are_seen_now_and_then(rank: Rank) -> None:
     end = rank.pump.open("step", 1, "err", world_size=8000)
     os.write(end, b"\r1%")
