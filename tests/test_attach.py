@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ from zlaunch.events import Event, Output, RankEnded, RankStarted, Record, RunEnd
 from zlaunch.link.gallery import Asked, Came, Gallery
 from zlaunch.link.ticket import Ticket
 from zlaunch.link.visitor import Turned, Visitor
+from zlaunch.link.words import LinkError
 from zlaunch.model import Fate, FateKind, HostPlan
 from zlaunch.protocol import gallery as words
 from zlaunch.story import ALL, LINES, TAIL, Story
@@ -53,6 +55,8 @@ def test_two_watch_at_once_and_a_third_stops_it(shell: Shell) -> None:
             all_ranks.sees("[rank 1] 1 before")
             shell.has_ranks_say("after")
             assert not [line for line in one.sees("[rank 1] 1 after") if "rank 0" in line]
+            all_ranks.process.send_signal(signal.SIGTSTP)
+            assert "Ctrl-Z is ignored" in all_ranks.err.readline()
             all_ranks.process.send_signal(signal.SIGINT)
             status, _, said = all_ranks.finish()
             assert (status, said) == (130, f"zlaunch: left; run {entry.run} goes on (zlaunch attach {entry.run})\n")
@@ -229,6 +233,13 @@ def test_who_is_over_lets_nobody_in() -> None:
             opened.poll(0.05, ())
         visitor.close()
         assert "not any more, one that it lets in" in str(failed[0])
+
+
+@pytest.mark.parametrize("change", [{"secret_key": "x"}, {"public_key": "\ud800"}, {"endpoints": ("tcp://\ud800:1",)}])
+def test_a_ticket_that_cannot_be_read(change: dict[str, Any]) -> None:
+    ticket = Ticket(("tcp://127.0.0.1:9",), *(key.decode() for key in (zmq.curve_keypair()[0], *zmq.curve_keypair())))
+    with closing(Visitor(msgspec.structs.replace(ticket, **change))) as visitor, pytest.raises(LinkError):
+        visitor.connect(5)
 
 
 @pytest.mark.parametrize(

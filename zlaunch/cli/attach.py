@@ -54,6 +54,7 @@ def attach(entry: RunEntry, view: ViewName, ranks: str | None) -> int:
         return tell_end(entry)
     visitor = connected(entry)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _not_stopped)
     watcher = _Watcher(entry, visitor, view, ranks)
     try:
         return watcher.watch()
@@ -212,6 +213,10 @@ def view_here(word: str | None) -> ViewName:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def _not_stopped(_: int, __: FrameType | None) -> None:
+    say("Ctrl-Z is ignored: a run takes an observer that is stopped for gone; q or Ctrl-C leave the run to itself")
 
 
 def _offset(clock: float) -> float:

@@ -102,12 +102,13 @@ class Visitor:
             Turned: somebody is there, and does not let us in.
             LinkError: nobody can be reached; says what was tried.
         """
-        lines = [
-            _Line(self._context, self._ticket, endpoint, number, self._silence)
-            for number, endpoint in enumerate(self._ticket.endpoints)
-        ]
+        lines: list[_Line] = []
         try:
+            for number, endpoint in enumerate(self._ticket.endpoints):
+                lines.append(_Line(self._context, self._ticket, endpoint, number, self._silence))
             self._line = _first(lines, time.monotonic() + timeout)
+        except (zmq.ZMQError, ValueError) as error:  # no key is written so
+            raise LinkError(f"what is written down of the way to it cannot be read: {error}") from None
         finally:
             for line in lines:
                 if line is not self._line:
