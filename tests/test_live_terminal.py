@@ -10,13 +10,19 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
+import tty
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from live_rig import PATIENCE, ROOT, ZLAUNCH, Tmux, pause, table, tmux
+
+from zlaunch.view.guests import Guests
+from zlaunch.view.sinks import Outlet, Patience
+from zlaunch.view.terminal import Terminal
 
 PROGRAMS = Path(__file__).parent / "programs"
 RUN = f'{ZLAUNCH} run --preload "" --log-dir none'
@@ -224,7 +230,11 @@ def test_a_program_prints_between_its_steps_and_its_handlers_write_to_the_termin
         "    with zlaunch.Launcher(workers_per_host=2, backend=None, preload=(), log_dir=None) as launcher:\n"
         "        running = launcher.submit(step)\n"
         "        while running.status() != 'running': time.sleep(0.02)\n"
-        "        print('printed meanwhile')\n"
+        "        while not os.path.exists('table'): time.sleep(0.02)\n"
+        "        for word in ('printed', 'meanwhile'): print(word, 'without', 'haste')\n"
+        "        print('half', end=' ', flush=True)\n"
+        "        while not os.path.exists('gate'): time.sleep(0.02)\n"
+        "        print('a line')\n"
         "        print('the results are', list(running.result()))\n"
     )
     with tmux(tmp_path, 80, 24) as terminal:
@@ -232,16 +242,72 @@ def test_a_program_prints_between_its_steps_and_its_handlers_write_to_the_termin
         terminal.until(
             lambda lines: "record of 0" in str(lines) and "record of 1" in str(lines) and len(table(lines)) == 2
         )
-        terminal.shows("printed meanwhile")
+        (tmp_path / "table").touch()
+        lines = terminal.until(lambda lines: "half" in lines and len(table(lines)) == 2)
+        assert (
+            lines.index("half")
+            == lines.index("meanwhile without haste") + 1
+            == lines.index("printed without haste") + 2
+        )
         (tmp_path / "gate").touch()
         lines = [line for line in terminal.shows("the results are [7, 7]") if line]
-        assert sorted(lines[:3]) == [
-            "handler: mine: a record of 0",
-            "handler: mine: a record of 1",
-            "printed meanwhile",
-        ]
-        assert lines[3:] in (["the results are [7, 7]"], ["the results are [7, 7]", "prompt>"])
+        assert sorted(lines[:2]) == ["handler: mine: a record of 0", "handler: mine: a record of 1"]
+        assert lines[2:5] == ["printed without haste", "meanwhile without haste", "half a line"]
+        assert lines[5:] in (["the results are [7, 7]"], ["the results are [7, 7]", "prompt>"])
         clean(terminal)
+
+
+def test_who_draws_on_one_terminal_and_who_prints_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tables are one below the other; the program's streams are themselves, and as they were in the end."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    with os.fdopen(ours, "rb", 0) as screen, os.fdopen(theirs, "w", 1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", None)
+        outlets = [Outlet(lambda: stream, Patience(), lambda: None) for _ in range(2)]
+        first, second = (Terminal(theirs, outlet) for outlet in outlets)
+        guests, others = Guests(theirs), Guests(theirs)
+        guests.welcome()
+        others.welcome()
+
+        def shown(end: bytes) -> bytes:
+            data = b""
+            while not data.endswith(end):
+                assert select.select([screen], [], [], PATIENCE)[0], data
+                data += screen.read(65536)
+            return data
+
+        stream.write("nothing is drawn\n")
+        assert shown(b"drawn\n") == b"nothing is drawn\n"
+        first.show(["", "one"])
+        second.show(["", "two"])
+        assert (first.shared_by, second.shared_by) == (2, 2)
+        both = b"\x1b[?7l\x1b[K\r\none\x1b[K\r\n\x1b[K\r\ntwo\x1b[K\x1b[J\r\x1b[3A"
+        end = b"\x1b[?7h\x1b[?25h\x1b[?2026l"
+        shown(both + end)
+        print("a", "word\nand", end=" ")
+        assert b"a word\n\x1b[" in shown(both + b"and " + end), "the cursor stands behind what has begun"
+        second.hide()
+        second.show(["", "two"])
+        shown(both + b"and " + end)
+        first.hide(for_good=True)
+        guests.see_off()
+        one = b"\x1b[?7l\x1b[K\r\ntwo\x1b[K\x1b[J\r\x1b[1A"
+        shown(one + b"and " + end)
+        another = threading.Thread(target=print, args=("another", "thread"))
+        another.start()
+        another.join()
+        assert b"another thread\n\x1b[" in shown(one + end), "it does not go on with our line"
+        print("\r10%\r20%", end="")
+        assert b"10%" not in shown(one + b"20%" + end)
+        os._exit(stream.write("a child's\n") != 10) if (child := os.fork()) == 0 else os.waitpid(child, 0)
+        assert b"two" not in shown(b"a child's\n").rpartition(end)[2]
+        second.hide(for_good=True)
+        others.see_off()
+        shown(b"20%")
+        assert "write" not in vars(stream)
+        for outlet in outlets:
+            outlet.close()
 
 
 def test_where_it_cannot_be_there_are_plain_lines(tmp_path: Path) -> None:

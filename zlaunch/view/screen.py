@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ..events import Event, RankEnded, RunRestarting, RunStarted
 from .board import LOOKS, Board, Seen
+from .guests import Guests
 from .keys import Keys
 from .live import Paper, ansi, frame
 from .settings import ViewSettings, parse_ranks
@@ -65,7 +66,8 @@ class Screen:
         self._colour = not environ.get("NO_COLOR")
         encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
         self._utf8 = encoding == "utf8" and environ.get("TERM") != "linux"  # whose console's fonts have no such glyphs
-        self.terminal = Terminal(outlet)
+        self.terminal = Terminal(fd, outlet)
+        self._guests = Guests(fd)
         self._keys = Keys(fd, sys.stdin, pressed) if settings.keys else None
         self._drawn: tuple[tuple[int, int], list[str]] = ((0, 0), [])
         self._next = 0.0
@@ -80,6 +82,7 @@ class Screen:
         self._board.handle(event)
         if isinstance(event, RunStarted):
             self._next = now
+            self._guests.welcome()
             if self._keys is not None:
                 self._keys.start()
         elif isinstance(event, RunRestarting) or (isinstance(event, RankEnded) and not event.fate.ok):
@@ -119,7 +122,8 @@ class Screen:
         """No run is in progress: the terminal is as it was before."""
         if self._keys is not None:
             self._keys.stop()
-        self.terminal.hide()
+        self.terminal.hide(for_good=True)
+        self._guests.see_off()
         self._drawn = ((0, 0), [])
         self._asking, self._help, self._note = None, False, ""
 
@@ -171,7 +175,9 @@ class Screen:
             notes = [self._note]
         elif self._only:
             notes.append(f"only ranks {self._only} are shown; r and all: all of them")
-        return frame(self._board, now, Paper(columns, rows, self._utf8), self._ranks(), notes)
+        return frame(
+            self._board, now, Paper(columns, rows // self.terminal.shared_by, self._utf8), self._ranks(), notes
+        )
 
     def _legend(self) -> str:
         """What the glyphs mean; all that failed have the same."""
