@@ -23,8 +23,10 @@ from watch_rig import ZLAUNCH, Shell
 
 import zlaunch
 from zlaunch import runs, statefiles
+from zlaunch.cli.attach import attach
 from zlaunch.cli.grammar import UsageError
 from zlaunch.cli.main import main
+from zlaunch.cli.stop import stop_run
 from zlaunch.cli.which import the_run
 from zlaunch.events import Event, Output, RankEnded, RankStarted, Record, RunEnded, RunStarted
 from zlaunch.link.gallery import Asked, Came, Gallery
@@ -420,6 +422,22 @@ def test_our_loopback_is_none_of_another_machine() -> None:
     assert elsewhere is not None
     assert elsewhere.endpoints == ("tcp://10.0.0.1:5",)
     assert "k" not in repr(ticket).split()
+
+
+def test_a_run_that_ends_while_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """We have read its entry, and it has ended before we come."""
+    keys = [key.decode() for key in (zmq.curve_keypair()[0], *zmq.curve_keypair())]
+    entry = entry_of("r", detached=True, ticket=Ticket(("tcp://127.0.0.1:9",), *keys))
+    runs.enter(entry)
+    for command in (lambda: attach(entry, "plain", None), lambda: stop_run(entry, None)):
+        with pytest.raises(LinkError, match="no answer from the run"):
+            command()
+    runs.end(entry, "failed", 3)
+    assert (attach(entry, "plain", None), stop_run(entry, None)) == (3, 0)
+    assert "run r has ended: failed, exit status 3\nzlaunch: run r has ended already: failed" in capsys.readouterr().err
+    runs.remove("r")
+    assert (attach(entry, "plain", None), stop_run(entry, None)) == (125, 0)
+    assert "run r has ended; how is not written down" in capsys.readouterr().err
 
 
 def test_which_run_is_meant() -> None:

@@ -40,6 +40,14 @@ SAME_CLOCK = 0.05
 FAILED, INTERRUPTED, NO_READER = 125, 130, 141
 
 
+class Over(Exception):
+    """A run has ended since we looked; ``entry`` is what is written down of it, or was."""
+
+    def __init__(self, entry: RunEntry) -> None:
+        super().__init__(entry.run)
+        self.entry = entry
+
+
 class Interrupted(BaseException):
     """A signal, as an exception in the main thread."""
 
@@ -52,7 +60,10 @@ def attach(entry: RunEntry, view: ViewName, ranks: str | None) -> int:
     """
     if entry.ended:
         return tell_end(entry)
-    visitor = connected(entry)
+    try:
+        visitor = connected(entry)
+    except Over as over:
+        return tell_end(over.entry)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _not_stopped)
     watcher = _Watcher(entry, visitor, view, ranks)
@@ -69,7 +80,7 @@ def attach(entry: RunEntry, view: ViewName, ranks: str | None) -> int:
 
 
 def connected(entry: RunEntry) -> Visitor:
-    """An observer of a run. Raises LinkError."""
+    """An observer of a run. Raises LinkError, or Over."""
     ticket = runs.ticket(entry)
     where = printable(entry.place.hostname)
     if ticket is None:
@@ -79,6 +90,8 @@ def connected(entry: RunEntry) -> Visitor:
         visitor.connect(PATIENCE)
     except LinkError as error:
         visitor.close()
+        if (by_now := over(entry)) is not None:
+            raise by_now from None
         raise LinkError(f"run {entry.run} on {where}: {error}") from None
     except BaseException:
         visitor.close()
@@ -86,8 +99,20 @@ def connected(entry: RunEntry) -> Visitor:
     return visitor
 
 
+def over(entry: RunEntry) -> Over | None:
+    """Whether it has ended by now, as far as that is known here."""
+    try:
+        now = next((one for one in runs.look().runs if one.run == entry.run), None)
+    except OSError:
+        return None
+    return Over(now or entry) if now is None or now.ended else None
+
+
 def tell_end(entry: RunEntry) -> int:
-    """Of a run that has ended: how; returns its exit status."""
+    """Of a run that has ended: how, where that is remembered; returns its exit status."""
+    if not entry.ended:
+        say(f"run {entry.run} has ended; how is not written down")
+        return FAILED
     files = f"; its log files: {printable(entry.log_folder)}" if entry.log_folder else ""
     say(f"run {entry.run} has ended: {printable(entry.state)}, exit status {entry.status}{files}")
     return entry.status
@@ -154,11 +179,13 @@ class _Watcher:
     def _broken(self) -> int:
         self._written()
         self.close()
-        with suppress(OSError):
-            for entry in runs.look().runs:
-                if entry.run == self._entry.run and entry.ended:
-                    return tell_end(entry)
-        say(f"run {self._entry.run}: {self._visitor.gone}; what has become of it cannot be seen from here")
+        if (by_now := over(self._entry)) is not None and by_now.entry.ended:
+            return tell_end(by_now.entry)
+        run, why = self._entry.run, self._visitor.gone
+        if runs.whereabouts(self._entry.place) == "here":
+            say(f"run {run}: {why}; the run goes on (zlaunch attach {run})")
+        else:
+            say(f"run {run}: {why}; what has become of it cannot be seen from here")
         return FAILED
 
     def _show(self, event: Event) -> None:

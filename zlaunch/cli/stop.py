@@ -38,12 +38,14 @@ def stop_run(entry: RunEntry, grace: float | None) -> int:
     """
     from ..link.gallery import myself
     from ..protocol.gallery import Stop, Told
-    from .attach import connected
+    from .attach import Over, connected, over
 
     if entry.ended:
-        say(f"run {entry.run} has ended already: {printable(entry.state)}")
-        return 0
-    visitor = connected(entry)
+        return _was_over(entry)
+    try:
+        visitor = connected(entry)
+    except Over as ended:
+        return _was_over(ended.entry)
     try:
         visitor.say(Stop(myself(), grace))
         allowed = entry.grace if grace is None else grace
@@ -53,6 +55,8 @@ def stop_run(entry: RunEntry, grace: float | None) -> int:
             for message in visitor.poll(None)[0]:
                 if isinstance(message, Told) and isinstance(message.event, RunEnded):
                     return _ended(entry, message.event)
+        if (by_now := over(entry)) is not None:
+            return _was_over(by_now.entry)
         say(f"run {entry.run} has been told to end, and then {visitor.gone}")
         return FAILED
     except KeyboardInterrupt:
@@ -60,6 +64,11 @@ def stop_run(entry: RunEntry, grace: float | None) -> int:
         return INTERRUPTED
     finally:
         visitor.close()
+
+
+def _was_over(entry: RunEntry) -> int:
+    say(f"run {entry.run} has ended already" + (f": {printable(entry.state)}" if entry.ended else ""))
+    return 0
 
 
 def _ended(entry: RunEntry, ended: RunEnded) -> int:
