@@ -59,7 +59,10 @@ def test_two_watch_at_once_and_a_third_stops_it(shell: Shell) -> None:
             assert not [line for line in one.sees("[rank 1] 1 after") if "rank 0" in line]
             all_ranks.process.send_signal(signal.SIGTSTP)
             assert "Ctrl-Z is ignored" in all_ranks.err.readline()
-            all_ranks.process.send_signal(signal.SIGINT)
+            all_ranks.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, all_ranks.process.pid, os.WSTOPPED | os.WNOWAIT)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):  # whatever else comes while it leaves
+                all_ranks.process.send_signal(number)
             status, _, said = all_ranks.finish()
             assert (status, said) == (130, f"zlaunch: left; run {entry.run} goes on (zlaunch attach {entry.run})\n")
             shell.has_ranks_say("later")

@@ -37,7 +37,8 @@ UNSHOWN = 4 << 20
 """Bytes that may wait for our terminal."""
 SAME_CLOCK = 0.05
 """Seconds by which the clock of another process of this machine may seem to be off."""
-FAILED, INTERRUPTED, NO_READER = 125, 130, 141
+FAILED, NO_READER = 125, 141
+LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Over(Exception):
@@ -46,10 +47,6 @@ class Over(Exception):
     def __init__(self, entry: RunEntry) -> None:
         super().__init__(entry.run)
         self.entry = entry
-
-
-class Interrupted(BaseException):
-    """A signal, as an exception in the main thread."""
 
 
 def attach(entry: RunEntry, view: ViewName, ranks: str | None) -> int:
@@ -62,17 +59,16 @@ def attach(entry: RunEntry, view: ViewName, ranks: str | None) -> int:
         return tell_end(entry)
     try:
         visitor = connected(entry)
-    except Over as over:
-        return tell_end(over.entry)
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _not_stopped)
+    except Over as ended:
+        return tell_end(ended.entry)
+    before = {number: signal.getsignal(number) for number in (*LEAVING, signal.SIGTSTP)}
     watcher = _Watcher(entry, visitor, view, ranks)
     try:
+        for number in LEAVING:
+            if before[number] != signal.SIG_IGN:  # as below nohup
+                signal.signal(number, watcher.interrupt)
+        signal.signal(signal.SIGTSTP, _not_stopped)
         return watcher.watch()
-    except KeyboardInterrupt:
-        return watcher.leave(INTERRUPTED)
-    except Interrupted as interrupted:
-        return watcher.leave(128 + int(interrupted.args[0]))
     finally:
         watcher.close()
         for number, handler in before.items():
@@ -125,8 +121,9 @@ class _Watcher:
         self._entry, self._visitor = entry, visitor
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._left = 0
-        """With which status the user has left; 0: not at all. Set by the desk's thread."""
+        """With which status the user leaves; 0: by a key. Set by the desk's thread, or a signal."""
         self._wants_out = False
+        self._done = threading.Event()
         self._unshown = 0
         self._shown = 0
         self._offset = 0.0
@@ -206,10 +203,16 @@ class _Watcher:
                 os.eventfd_read(self._wake)
 
     def _written(self) -> None:
-        """Until all that came has been shown."""
-        done = threading.Event()
-        self._desk.call(done.set)
-        done.wait()
+        """Until all that came has been shown, or the user leaves."""
+        self._desk.call(self._done.set)
+        self._done.wait()
+
+    def interrupt(self, number: int, _: FrameType | None) -> None:
+        """A signal, of which the first counts. It raises nothing: within ZeroMQ's calls that may be ignored."""
+        if not self._wants_out:
+            self._left, self._wants_out = 128 + number, True
+            self._done.set()
+            self._ring()
 
     # --- in the desk's thread ---------------------------------------------------------------------------------------
 
@@ -236,10 +239,6 @@ def view_here(word: str | None) -> ViewName:
         if name == word and name != "auto":
             return name  # type: ignore[no-any-return]
     return "auto" if sys.stdout.isatty() else "plain"
-
-
-def _interrupt(number: int, _: FrameType | None) -> None:
-    raise Interrupted(number)
 
 
 def _not_stopped(_: int, __: FrameType | None) -> None:
