@@ -13,7 +13,7 @@ from ..model import TemplateSpec
 from ..protocol.local import Answer, FromTemplate
 from ..systems.folders import working_folder
 from ..systems.interpreter import python_argv
-from ..torchenv.environment import inherited_environment
+from ..torchenv.environment import OWN, inherited_environment
 
 
 class TemplateProcess(Struct):
@@ -37,6 +37,9 @@ class TemplateProcess(Struct):
             env["PWD"] = folder
             if folder != spec.cwd:
                 note = f"there is no folder {spec.cwd} here: ranks start in {folder}"
+        # What ranks are given over theirs anyway. Here it would tell of no rank, and who only goes through os.environ
+        # when it is imported (as tqdm does, which torch imports) would seem to ask for its rank.
+        env = {name: value for name, value in env.items() if name not in OWN}
         ours, theirs = pair()
         output, write_end = os.pipe()
         os.set_blocking(output, False)
