@@ -30,7 +30,10 @@ def test_alone_it_prints_help_and_fails(capsys: pytest.CaptureFixture[str]) -> N
     assert "commands" in printed.err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["run", "--help"], ["run", "-h"], ["info", "-h"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["-h"], ["run", "--help"], ["run", "-h"], ["info", "-h"], ["completion", "-h"], ["help", "run"]],
+)
 def test_help_is_an_answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     printed = capsys.readouterr()
@@ -83,6 +86,8 @@ def test_the_help_loads_nothing_heavy() -> None:
         (["rnu", "x"], "did you mean run?"),
         (["train.py"], "did you mean zlaunch run train.py?"),
         (["-n", "4"], "options of a run come after run"),
+        (["--verison"], "did you mean --version?"),
+        (["version"], "did you mean --version?"),
         (["info", "--yaml"], "zlaunch info [--json]"),
         (["completion", "fish"], "bash, zsh"),
         (["run", "--veiw", "x"], "did you mean --view?"),
@@ -134,6 +139,15 @@ def test_an_answer_whose_reader_has_left_ends_quietly() -> None:
         ("zlaunch run --view pl", {"plain"}),
         ("zlaunch run -n 4 --start-method s", {"spawn"}),
         ("zlaunch run train.py --vi", set()),
+        ("zlaunch run --view = pl", {"plain"}),
+        ("zlaunch run --grace = 5 --vi", {"--view"}),
+        ("zlaunch run --hosts a : 2,b : 2 --vi", {"--view"}),
+        ("zlaunch run --env A = 1 B = 2 --vi", {"--view"}),
+        ("zlaunch run --env A=1 B=2 --vi", {"--view"}),  # as zsh has it
+        ("zlaunch run -x --ntasks = 8 -l --vi", {"--view"}),
+        ("zlaunch run --env A = 1 train.py --vi", set()),
+        ("zlaunch attach --view li", {"live"}),
+        ("zlaunch help at", {"attach"}),
     ],
 )
 def test_bash_completes(typed: str, offered: set[str], tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def _command(words: list[str]) -> int:
         sys.stderr.write(help.overview(help.Paint(sys.stderr)))
         return USAGE
     first, rest = words[0], words[1:]
+    if first == "help" and rest and rest[0] in _COMMANDS:
+        return _command([rest[0], "--help"])
     if first in ("-h", "--help", "help"):
         sys.stdout.write(help.overview(help.Paint(sys.stdout)))
     elif first == "--version":
@@ -62,9 +64,10 @@ def _command(words: list[str]) -> int:
         sys.stdout.flush()
         return status
     elif first.startswith("-"):
-        raise grammar.UsageError(f"there is no option {first} here", "options of a run come after run")
+        ours = first.startswith("--") and nearest(first, ["--help", "--version"])
+        raise grammar.UsageError(f"there is no option {first} here", ours or "options of a run come after run")
     else:
-        hint = nearest(first, list(_COMMANDS))
+        hint = nearest(first, [*_COMMANDS, "--version"])
         if first.endswith(".py") or os.sep in first:
             hint = f"did you mean zlaunch run {first}?"
         raise grammar.UsageError(f"there is no command {first}", hint or f"there are {', '.join(_COMMANDS)}")
@@ -135,6 +138,12 @@ def _jobs(name: str) -> Callable[[list[str]], int]:
 def _completion(words: list[str]) -> int:
     from .completion import SHELLS, script
 
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(
+            f"usage: zlaunch completion {'|'.join(SHELLS)}\n\nPrint what makes the shell complete zlaunch's words. For "
+            'every new shell: put\neval "$(zlaunch completion bash)" into ~/.bashrc, or with zsh into ~/.zshrc.\n'
+        )
+        return 0
     if len(words) != 1 or words[0] not in SHELLS:
         raise grammar.UsageError("completion: for which shell?", f"there are {', '.join(SHELLS)}")
     sys.stdout.write(script(words[0]))
