@@ -73,6 +73,7 @@ def test_every_field_can_be_given() -> None:
         ("--workers-per-host gpu", "workers_per_host", "gpu"),
         ("--workers-per-host 3", "workers_per_host", 3),
         ("--backend gloo", "backend", "gloo"),
+        ("--view live", "view", "live"),
         ("--time-limit None", "time_limit", None),
     ],
 )

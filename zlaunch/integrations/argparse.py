@@ -104,7 +104,7 @@ _ARGUMENTS: dict[str, _Argument] = {
     "time_limit": _Argument(_or_none(float), "longest run of a step in seconds"),
     "max_restarts": _Argument(int, "how often a failed step is started again"),
     "log_dir": _Argument(_or_none(str), "folder of the ranks' log files"),
-    "view": _Argument(str, "what the console shows", choices=("auto", "plain", "json", "none")),
+    "view": _Argument(str, "what the console shows", choices=("auto", "live", "plain", "json", "none")),
     "python": _Argument(_or_none(str), "the interpreter on other hosts"),
     "setup": _Argument(_or_none(str), "what the shell on other hosts does first"),
     "host_timeout": _Argument(float, "silence in seconds after which a host is lost"),
