@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 
 from .backends import SCHEDULERS
 from .errors import LaunchError
@@ -19,6 +20,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "view": ("auto", "live", "plain", "json", "none"),
 }
 
+_SECONDS = ("worker_timeout", "agent_timeout", "host_timeout", "time_limit", "grace_period")
+_COUNTS = ("max_restarts", "gpus_per_worker")
+
 LEAST_SILENCE = 1.5
 """Seconds: with a heartbeat a second, less would lose hosts that are well."""
 
@@ -29,6 +33,7 @@ def check_fields(launcher: object) -> None:
         value = getattr(launcher, name)
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
+    _check_kinds(launcher)
     for name in ("worker_timeout", "agent_timeout", "host_timeout", "time_limit"):
         value = getattr(launcher, name)
         if not (value is None and name == "time_limit") and not value > 0:
@@ -40,6 +45,24 @@ def check_fields(launcher: object) -> None:
     fraction = getattr(launcher, "gpu_memory_fraction")  # noqa: B009 - as above: any object with the fields
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"gpu_memory_fraction is {fraction!r}; it is above 0 and at most 1")
+
+
+def _check_kinds(launcher: object) -> None:
+    """Whether the fields are of the kinds that they are compared and sent as."""
+    for name in _SECONDS + _COUNTS:
+        value, kind = getattr(launcher, name), Integral if name in _COUNTS else Real
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"{name} is {value!r}; it is a number{'' if name in _COUNTS else ' of seconds'}")
+    for name in ("preload", "copy_env_vars"):
+        value = getattr(launcher, name)
+        if isinstance(value, str) or not all(isinstance(word, str) for word in value):
+            raise ValueError(f"{name} is {value!r}; it is a tuple of names, such as ('torch',)")
+    variables: Mapping[object, object] = getattr(launcher, "extra_env_vars") or {}  # noqa: B009 - as below
+    for key, value in variables.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise ValueError(
+                f"extra_env_vars: {key} is {value!r}; names and values are texts: {str(key)!r}: {str(value)!r}"
+            )
 
 
 def check_gpu_memory(fraction: float | None, kind: str, hosts: Mapping[str, HostFacts]) -> None:

@@ -32,6 +32,7 @@ from .steps import (
     among,
     backend_for,
     can_count,
+    check_function,
     check_hosts,
     check_preload,
     choose,
@@ -150,8 +151,7 @@ class Launcher:
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """As ``run``, without waiting. Raises SerializationError, LaunchError or ValueError before anything starts."""
-        if not callable(func):
-            raise TypeError(f"run takes a function and its arguments, not {func!r}")
+        check_function(func)
         name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
         return self._submit("function", (), functools.partial(dump_task, func, args, kwargs), name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import secrets
 import sys
@@ -111,6 +112,14 @@ def check_hosts(launcher: Launcher, kind: TaskKind, hosts: Sequence[HostPlan], f
                 f"{host.name} has Python {facts[host.index].python}, and this is {sys.version.split()[0]}: a function "
                 "travels as bytecode, which differs; name the same Python there (python=, --python), or run a script"
             )
+
+
+def check_function(func: object) -> None:
+    """Raises TypeError for what is no function, and for one whose call does not run it."""
+    if not callable(func):
+        raise TypeError(f"run takes a function and its arguments, not {func!r}")
+    if inspect.iscoroutinefunction(func):
+        raise TypeError(f"{func!r} is async, and nothing would await it: give a function that calls asyncio.run(...)")
 
 
 def check_preload(modules: Sequence[str]) -> None:

@@ -79,7 +79,9 @@ def ranks_environment(
     ours = dict(os.environ)
     given = dict(extra or {})
     if env_file is not None:
-        path = Path(env_file)
+        path = Path(env_file).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"env_file: there is no file {path.absolute()}")
         given.update(parse_env_file(path.read_text(), {**ours, **given}, str(path)))
     return without_stale(ours if copy is None else copied_environment(copy, ours)) | given
 
