@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -146,6 +147,9 @@ def test_exception_that_cannot_be_rebuilt(cluster: zlaunch.Launcher) -> None:
     with pytest.raises(zlaunch.WorkerFailedError, match="1 and 2") as caught:
         cluster.run(fail)
     assert "raise Custom(1, 2)" in str(caught.value)
+    assert "cannot be unpickled: TypeError: Custom.__init__() missing 1" in caught.value.unraised
+    assert caught.value.unraised in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert caught.value.failures
 
 
@@ -155,8 +159,17 @@ def test_exception_that_cannot_be_pickled(cluster: zlaunch.Launcher) -> None:
         error.lock = threading.Lock()  # type: ignore[attr-defined]
         raise error
 
-    with pytest.raises(zlaunch.WorkerFailedError, match="with a lock"):
+    with pytest.raises(zlaunch.WorkerFailedError, match=r"with a lock\n.*cannot be pickled \(its part .lock"):
         cluster.run(fail)
+
+
+def test_what_a_call_would_not_run_is_refused() -> None:
+    async def work() -> int:
+        return 1
+
+    for wrong in (work, 5):
+        with pytest.raises(TypeError, match=r"async|not 5"):
+            zlaunch.Launcher(workers_per_host=1).run(wrong)  # type: ignore[arg-type]
 
 
 def test_unpicklable_argument_names_it_before_anything_starts() -> None:
@@ -382,6 +395,12 @@ def test_on_another_size(cluster: zlaunch.Launcher) -> None:
         ({"gpu_memory_fraction": 1.5}, "gpu_memory_fraction"),
         ({"gpu_memory_fraction": 0.5}, "no GPU on localhost"),
         ({"max_restarts": -1}, "max_restarts"),
+        ({"max_restarts": 1.5}, "max_restarts"),
+        ({"grace_period": "3"}, "grace_period is '3'"),
+        ({"time_limit": True}, "time_limit"),
+        ({"preload": "torch"}, "preload is 'torch'"),
+        ({"copy_env_vars": "NCCL*"}, "copy_env_vars"),
+        ({"extra_env_vars": {"OMP_NUM_THREADS": 4}}, "OMP_NUM_THREADS is 4"),
     ],
 )
 def test_bad_fields(fields: dict[str, Any], match: str) -> None:

@@ -7,6 +7,7 @@ zlaunch raises is below ``ZlaunchError``. ``str()`` of each holds the remote tex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from .failure import advice, last_words, others, what, who, without_our_frames
 from .model import Fate, FateKind, Survivor, signal_name
@@ -73,6 +74,7 @@ class WorkerFailedError(ZlaunchError):
         last_output: the last lines of its stdout and stderr.
         log_file: the path of its log file, or ``None``.
         failures: every rank's fate, in the order of time.
+        unraised: why an exception of a function is this and not its own type; empty where there was none.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class WorkerFailedError(ZlaunchError):
         last_output: Sequence[str] = (),
         log_file: str | None = None,
         survivors: Sequence[Survivor] = (),
+        unraised: str = "",
     ) -> None:
         self.rank = fate.rank
         self.local_rank = fate.local_rank
@@ -95,22 +98,17 @@ class WorkerFailedError(ZlaunchError):
         self.log_file = log_file
         self.failures = list(failures)
         self.fate = fate
-        super().__init__(_describe_worker(fate, self.failures, self.last_output, log_file), survivors=survivors)
+        self.unraised = unraised
+        lines = [_describe_worker(fate, self.failures, self.last_output, log_file), unraised]
+        super().__init__("\n".join(filter(None, lines)), survivors=survivors)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_worker_error, (
-            self.fate,
-            self.failures,
-            self.last_output,
-            self.log_file,
-            self.survivors,
-        )
+        names = ("failures", "last_output", "log_file", "survivors", "unraised")
+        return _rebuild_worker_error, (self.fate, {name: getattr(self, name) for name in names})
 
 
-def _rebuild_worker_error(
-    fate: Fate, failures: list[Fate], last_output: list[str], log_file: str | None, survivors: list[Survivor]
-) -> WorkerFailedError:
-    return WorkerFailedError(fate, failures=failures, last_output=last_output, log_file=log_file, survivors=survivors)
+def _rebuild_worker_error(fate: Fate, rest: dict[str, Any]) -> WorkerFailedError:
+    return WorkerFailedError(fate, **rest)
 
 
 def _describe_worker(fate: Fate, failures: Sequence[Fate], last_output: Sequence[str], log_file: str | None) -> str:

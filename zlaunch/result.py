@@ -269,18 +269,20 @@ class Run(Generic[R]):
             return SerializationError(f"rank {cause.rank} ({cause.hostname}): {cause.text}", survivors=survivors)
         if cause.kind is FateKind.RAISED:
             error = _exception(self._answers.get(cause.rank))
-            if error is not None:
-                error.__cause__ = RemoteTraceback(cause, ended.fates)
-                return error
+            if isinstance(error, str):
+                return self._worker_failed(cause, ended, error)
+            error.__cause__ = RemoteTraceback(cause, ended.fates)
+            return error
         return self._worker_failed(cause, ended)
 
-    def _worker_failed(self, cause: Fate, ended: RunEnded) -> WorkerFailedError:
+    def _worker_failed(self, cause: Fate, ended: RunEnded, unraised: str = "") -> WorkerFailedError:
         return WorkerFailedError(
             cause,
             failures=ended.fates,
             last_output=self._cluster.last_output(self.id, cause.rank),
             log_file=self._cluster.log_file(self.id, cause.rank),
             survivors=ended.survivors,
+            unraised=unraised,
         )
 
 
@@ -313,14 +315,17 @@ def _value(data: memoryview | None) -> Any:
     return None if data is None else load(unpack(data))
 
 
-def _exception(data: memoryview | None) -> BaseException | None:
-    """A worker's exception as its own type; ``None`` where it cannot be rebuilt, or must not be raised here."""
+def _exception(data: memoryview | None) -> BaseException | str:
+    """A worker's exception as its own type, or why it cannot be raised here: empty where none has come."""
     if data is None:
-        return None
+        return ""
     try:
         error = load(unpack(data))
-    except Exception:
-        return None
+    except Exception as reason:
+        why = f"it is not raised as its own type, which {reason}"
+        if isinstance(reason.__cause__, TypeError):
+            why += "\npickle calls the class with what super().__init__ was given: give it the same, or a __reduce__"
+        return why
     if not isinstance(error, BaseException) or isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
-        return None
+        return ""
     return error

@@ -80,12 +80,16 @@ def _give(result: object, seat: Seat, voice: Voice) -> Exit:
 
 def _raised(error: BaseException, voice: Voice) -> Exit:
     strip(error)
-    text, symptom = describe(error)
     with undisturbed():
+        payload = None
         if voice.ours:
-            payload = None
-            with suppress(SerializationError):
+            try:
                 payload = letter.dump(error, "the exception")
+            except SerializationError as reason:
+                with suppress(Exception):
+                    error.add_note(f"({reason}; so it is a WorkerFailedError where the run was started)")
+        text, symptom = describe(error)
+        if voice.ours:
             try:
                 voice.say("exception", text, symptom=symptom, payload=payload)
             except OSError:
