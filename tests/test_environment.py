@@ -123,7 +123,7 @@ def test_what_ranks_get_from_here(tmp_path, monkeypatch):
     assert everything == {**os.environ, **given}
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ranks_environment(extra, "~/.env") == {**os.environ, **given}
-    with pytest.raises(FileNotFoundError, match="env_file: there is no file .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"env_file: there is no file .*nowhere"):
         ranks_environment({}, tmp_path / "nowhere")
 
 

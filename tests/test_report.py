@@ -148,6 +148,7 @@ def test_the_others_are_a_line_per_kind() -> None:
         fate(12, RAISED, 10.5, text=TRACE),
         fate(13, EXITED, 11.0, exit_code=143, stopped=True),
         fate(14, SIGNALED, 10.6, pid=0, signal=9, stopped=True),
+        fate(15, LOST, 10.6, pid=0, text="it was stopped before it started", stopped=True),
     ]
     assert others(cause, rest) == [
         "ranks 10, 11 exited with status 3, the first 0.21 s later",
@@ -156,7 +157,7 @@ def test_the_others_are_a_line_per_kind() -> None:
         "6 ranks were ended by zlaunch with SIGTERM",
         "1 rank was ended by zlaunch with SIGKILL",
         "1 rank exited with status 143 when zlaunch ended it",
-        "1 rank had not started",
+        "2 ranks had not started",
     ]
 
 

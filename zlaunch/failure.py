@@ -193,7 +193,7 @@ def _kind(fate: Fate) -> tuple[int, str, str]:
     """Where the line of such fates comes, and its words for one rank and for several."""
     if fate.ok:
         return 2, "had done its part", "had done their part"
-    if not fate.pid and fate.kind is not FateKind.LOST:
+    if not fate.pid and (fate.stopped or fate.kind is not FateKind.LOST):
         return 3, "had not started", "had not started"
     if fate.symptom:
         return 1, "failed because a peer was gone", "failed because a peer was gone"
