@@ -90,6 +90,8 @@ def test_what_torchrun_needs_and_we_do_not() -> None:
     [
         ("--veiw plain x", "there is no option --veiw", "--view"),
         ("--nproc_per_nod 2 x", "there is no option --nproc_per_nod", "--nproc-per-node"),
+        ("--tee 3 x", "there is no option --tee", "--log-dir"),
+        ("--numa_binding=node x", "there is no option --numa_binding", "--bind"),
         ("-k x", "there is no option -k", ""),
         ("-vk x", "there is no option -vk", ""),
         ("-n", "-n needs a value", ""),

@@ -146,7 +146,9 @@ def _unknown(name: str) -> UsageError:
     known = [spelling for option in options.OPTIONS for spelling in option.names if spelling.startswith("--")]
     return UsageError(
         f"there is no option {name}",
-        nearest(plain, known) or "zlaunch run --help lists them; an option of your own program comes after it",
+        options.TORCHRUN.get(plain)
+        or nearest(plain, known)
+        or "zlaunch run --help lists them; an option of your own program comes after it",
     )
 
 

@@ -246,6 +246,28 @@ OPTIONS: tuple[Option, ...] = tuple(option for _, options in GROUPS for option i
 NOT_NEEDED = ("--node-rank", "--master-addr", "--master-port")
 """torchrun's, each with a value, and so is whatever begins with ``--rdzv-``: accepted, with a note."""
 
+_OUTPUT = "not needed here: every rank's output is on the console, and whole in a file of its own (--log-dir)"
+_NOTHING = "it is torchrun's, and there is nothing here that needs it: leave it out"
+TORCHRUN = {
+    "--duplicate-stderr-filters": "--err FILE writes what ranks say on stderr to a file here",
+    "--duplicate-stdout-filters": "--out FILE writes what ranks say on stdout to a file here",
+    "--event-log-handler": _NOTHING,
+    "--local-addr": _NOTHING,
+    "--local-ranks-filter": "--ranks chooses whose lines are shown here",
+    "--logs-specs": _OUTPUT,
+    "--monitor-interval": _NOTHING,
+    "--no-python": "not needed here: a COMMAND that does not end in .py is a program",
+    "--numa-binding": "it is --bind here: node is numa, exclusive is core",
+    "--redirects": _OUTPUT,
+    "--role": _NOTHING,
+    "--run-path": "not needed here: a COMMAND that ends in .py is a script",
+    "--shutdown-timeout": "it is --grace here",
+    "--signals-to-handle": "SIGINT, SIGTERM and SIGHUP end a run here, always",
+    "--tee": _OUTPUT,
+    "--virtual-local-rank": "there is no such thing here: LOCAL_RANK is the rank's number, and its GPU's",
+}
+"""What to do without torchrun's other options."""
+
 
 def find(name: str) -> Option | None:
     """The option of this spelling; long ones may have ``_`` for ``-``, as torchrun's have."""
