@@ -15,7 +15,7 @@ _USAGE = "zlaunch run [OPTIONS] [--] COMMAND [ARGS...]"
 _RUN = (
     "Start COMMAND on every rank of this machine, of other hosts over ssh, or of nodes of Slurm's, and keep watch "
     "over it. COMMAND is a .py file, with -m a module, or any program. Options end at COMMAND; all words after it are "
-    "its own."
+    "its own. Ranks have nothing to read on stdin."
 )
 
 _EXAMPLES = (
