@@ -163,6 +163,20 @@ def test_exception_that_cannot_be_pickled(cluster: zlaunch.Launcher) -> None:
         cluster.run(fail)
 
 
+def test_a_method_of_what_has_the_launcher(cluster: zlaunch.Launcher) -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.cluster = cluster.on(workers_per_host=1)
+
+        def work(self) -> int:
+            self.cluster.stop()  # another one, that has no agents
+            return self.cluster.workers_per_host  # type: ignore[return-value]
+
+    trainer = Trainer()
+    assert list(trainer.cluster.run(trainer.work)) == [1]
+    assert list(trainer.cluster.run(trainer.work)) == [1]
+
+
 def test_what_a_call_would_not_run_is_refused() -> None:
     async def work() -> int:
         return 1
@@ -170,6 +184,8 @@ def test_what_a_call_would_not_run_is_refused() -> None:
     for wrong in (work, 5):
         with pytest.raises(TypeError, match=r"async|not 5"):
             zlaunch.Launcher(workers_per_host=1).run(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not 3"):
+        zlaunch.Launcher(workers_per_host=1).run_script(__file__, "--lr", 3)  # type: ignore[arg-type]
 
 
 def test_unpicklable_argument_names_it_before_anything_starts() -> None:
@@ -390,6 +406,7 @@ def test_on_another_size(cluster: zlaunch.Launcher) -> None:
         ({"view": "nonsense"}, "view"),
         ({"hostnames": []}, "empty"),
         ({"hostnames": "moon"}, "moon"),
+        ({"hostnames": 4}, "hostnames is 4"),
         ({"grace_period": -1}, "grace_period"),
         ({"time_limit": 0}, "time_limit"),
         ({"gpu_memory_fraction": 1.5}, "gpu_memory_fraction"),

@@ -27,8 +27,11 @@ LEAST_SILENCE = 1.5
 """Seconds: with a heartbeat a second, less would lose hosts that are well."""
 
 
-def check_fields(launcher: object) -> None:
-    """Raises ValueError, or LaunchError for what this version cannot do; each names the field and what it takes."""
+def check_fields(launcher: object, argv: Sequence[object] = ()) -> None:
+    """Raises ValueError, which names the field and what it takes; TypeError for a word of ``argv`` that is none."""
+    for word in argv:
+        if not isinstance(word, str):
+            raise TypeError(f"the arguments of a script or program are texts, not {word!r}")
     for name, allowed in _CHOICES.items():
         value = getattr(launcher, name)
         if value not in allowed:
@@ -101,9 +104,9 @@ def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:
 
     Names are looked up, side by side, to find those that mean this machine.
     """
-    if isinstance(hostnames, str):
-        if hostnames in ("auto", "local"):
-            return (HostPlan(0, "localhost", 0),)
+    if isinstance(hostnames, str) and hostnames in ("auto", "local"):
+        return (HostPlan(0, "localhost", 0),)
+    if isinstance(hostnames, str) or not isinstance(hostnames, Sequence):
         words = ", ".join(map(repr, SCHEDULERS))
         raise ValueError(f"hostnames is {hostnames!r}; it is a list of names, 'auto', 'local' or a scheduler: {words}")
     names = list(hostnames)

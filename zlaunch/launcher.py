@@ -273,12 +273,8 @@ class Launcher:
         ``"auto"`` is the default again; ``None`` shows nothing. The files in ``log_dir`` are written in any case.
         Where agents are there already, it is so from now on, for all who share them. Raises what the factory raises.
         """
-        if handler_factory == "auto":
-            self._handlers = None
-        elif handler_factory is None:
-            self._handlers = list
-        else:
-            self._handlers = handler_factory
+        chosen = list if handler_factory is None else handler_factory
+        self._handlers = None if chosen == "auto" else chosen
         if cluster := self._shared.cluster:
             cluster.desk.set_handlers(self._handlers)
         return self
@@ -290,7 +286,7 @@ class Launcher:
     # --- the inside -------------------------------------------------------------------------------------------------
 
     def _submit(self, kind: TaskKind, argv: Sequence[str], dump: Dump | None, name: str) -> Run[Any]:
-        check_fields(self)
+        check_fields(self, argv)
         places = self._places()
         tasks: dict[bool, Sequence[Buffer]] = dict.fromkeys((True, False), dump() if dump else ())
         cluster = self._shared.cluster
@@ -395,3 +391,6 @@ class _Shared:
     lock: threading.Lock = field(default_factory=threading.Lock)
     holders: weakref.WeakSet[Holder] = field(default_factory=weakref.WeakSet)
     """What waits for a scheduler's nodes, or has."""
+
+    def __reduce__(self) -> tuple[type[_Shared], tuple[()]]:
+        return _Shared, ()  # a launcher that travels with an object that has it is another one: the agents are ours
