@@ -85,6 +85,9 @@ def run(job: Job, hand: Hand | None = None) -> int:
         except Interrupted as interrupted:
             say(f"{_pressed(interrupted.number)}: no rank had started")
             return 128 + interrupted.number
+        world = sum(host.workers for host in running.hosts)
+        if job.ranks not in (None, "none") and not ViewSettings(ranks=job.ranks).shown(world):
+            say(f"--ranks {job.ranks}: the ranks are 0 to {world - 1}, so the console shows none of them")
         if hand:
             hand.over(running)
         status = _watch(running, job, bell)
