@@ -1,6 +1,7 @@
 """What the options mean, and what is wrong with them before anything starts."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(line: str, **environ: str) -> Job:
-    return job(split(line.split()), {"PATH": os.environ["PATH"], **environ})
+    return job(split(shlex.split(line)), {"PATH": os.environ["PATH"], **environ})
 
 
 def test_the_defaults() -> None:
@@ -175,6 +176,10 @@ def test_a_package_that_finds_its_own_modules_gets_its_way(folder: Path) -> None
         ("./data", "./data is not executable", "chmod +x"),
         ("pack", "pack is a folder", "-m"),
         ("pyhton train.py", "there is no program pyhton", "python"),
+        ("'python train.py'", "there is no script python train.py", "one word"),
+        ("'ls -l'", "there is no program ls -l", "sh -c"),
+        ("'./data 1'", "there is no program ./data 1", "one word"),
+        ("A=1 python train.py", "there is no program A=1", "--env A=1"),
         ("-m train.py", "this is a file, not a module", "leave out -m"),
         ("-m pack.setp", "there is no module setp in pack", "did you mean step?"),
         ("-m packk.step", "there is no module packk", "did you mean pack?"),

@@ -277,9 +277,15 @@ def test_a_program_killed_by_a_signal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "status"), [(b"\x7fELF and no more", 126), (b"#!/no/such/interpreter\n", 127)], ids=["no", "script"]
+    ("content", "status", "why"),
+    [
+        (b"\x7fELF and no more", 126, "made for this machine"),
+        (b"echo no first line\n", 126, "(#!/bin/sh)"),
+        (b"#!/no/such/interpreter\n", 127, "its first line names (#!)"),
+    ],
+    ids=["no", "shell", "script"],
 )
-def test_a_program_that_cannot_be_executed(cluster: zlaunch.Launcher, content: bytes, status: int) -> None:
+def test_a_program_that_cannot_be_executed(cluster: zlaunch.Launcher, content: bytes, status: int, why: str) -> None:
     """With the statuses of a shell."""
     Path("odd").write_bytes(content)
     os.chmod("odd", 0o755)
@@ -287,6 +293,7 @@ def test_a_program_that_cannot_be_executed(cluster: zlaunch.Launcher, content: b
         cluster.run_command("./odd")
     assert caught.value.exit_code == status
     assert "./odd" in caught.value.last_output[-1]
+    assert why in caught.value.last_output[-1]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def check_script(path: str) -> None:
     if script.is_dir():
         raise TargetError(f"{path} is a folder", "name the .py file in it, or use -m for a package")
     if not script.exists():
-        raise TargetError(f"there is no script {path}", _nearest_file(script))
+        raise TargetError(f"there is no script {path}", _several_words(path) or _nearest_file(script))
     if not os.access(script, os.R_OK):
         raise TargetError(f"{path} may not be read")
 
@@ -92,11 +92,18 @@ def check_program(name: str, env: Mapping[str, str]) -> None:
     if os.sep in name:
         if path.exists():
             raise TargetError(f"{name} is not executable", f"chmod +x {name}, or name its interpreter")
-        raise TargetError(f"there is no program {name}", _nearest_file(path))
+        raise TargetError(f"there is no program {name}", _several_words(name) or _nearest_file(path))
     if path.exists():
         raise TargetError(f"there is no program {name} on PATH", f"the file here is ./{name}")
-    hint = _nearest_file(path) or _nearest_program(name, env)
+    hint = _several_words(name) or _nearest_file(path) or _nearest_program(name, env)
+    if "=" in name and name.partition("=")[0].isidentifier():
+        hint = f"a variable for the ranks is --env {name}"
     raise TargetError(f"there is no program {name} on PATH", hint)
+
+
+def _several_words(name: str) -> str:
+    """What somebody may have meant who gave a shell's line as one word."""
+    return "it is one word as it stands here: leave out the quotes, or give it to sh -c" if " " in name else ""
 
 
 def _installed(name: str) -> ModuleSpec | None:

@@ -7,6 +7,7 @@ itself, or, where ranks are new interpreters, after the exec in ``spawned``.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import gc
 import io
@@ -174,7 +175,12 @@ def _execute(step: Step, host: Host, env: dict[str, str]) -> NoReturn:
         os.chdir(host.folder(step))
         os.execvpe(program, step.argv, env)
     except OSError as error:
-        os.write(2, f"zlaunch: {program}: {error.strerror}\n".encode(errors="surrogateescape"))
+        why = error.strerror
+        if error.errno == errno.ENOEXEC:
+            why = f"{why}: a script's first line names what runs it (#!/bin/sh), and a program is made for this machine"
+        elif isinstance(error, FileNotFoundError) and os.sep in program and os.path.exists(program):
+            why = "what its first line names (#!), or its dynamic linker, is not there"
+        os.write(2, f"zlaunch: {program}: {why}\n".encode(errors="surrogateescape"))
         os._exit(127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126)
 
 
