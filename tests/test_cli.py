@@ -103,6 +103,16 @@ def test_a_wrong_command_line(words: list[str], said: str, capsys: pytest.Captur
     assert said in printed.err
 
 
+def test_in_a_folder_that_is_gone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["run", "../train.py"]) == 2
+    assert "has been removed" in capsys.readouterr().err
+
+
 def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -86,6 +86,10 @@ def _run(words: list[str]) -> int:
     if sorted_words.not_needed:
         names = ", ".join(dict.fromkeys(sorted_words.not_needed))
         say(f"not needed here, and left aside: {names}")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise grammar.UsageError("the folder that you are in has been removed", "cd to one that is there") from None
     from .job import job
 
     what = job(sorted_words, os.environ)
