@@ -1,75 +1,61 @@
 """GPUs that are there and cannot be had: a driver that does not answer is no machine without GPUs.
 
-No GPU is here. The drivers' answers are stand-ins that say what NVML's and amdsmi's manuals list, but for one that is
-real: NVML on a machine that has a GPU's file and no driver.
+No GPU is here. The drivers' answers are recorded ones, but for one that is real: NVML on a machine that has a GPU's
+file and no driver.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
+import pynvml
 import pytest
-import test_gpu_architecture as recorded
+from recorded_gpus import Amdsmi, Board, Instinct, Nvml, amd_machine, nvidia_machine
 
 import zlaunch
 from zlaunch.fields import check_nccl
 from zlaunch.model import Gpu, HostFacts
 from zlaunch.plan import count_workers
 from zlaunch.systems.gpus import is_in_need, look
+from zlaunch.systems.visible import Sight, is_amds
 
-MISMATCH = "Driver/library version mismatch"
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recorded.Nvml:
-    """NVIDIA's library on a machine with two GPUs, whose answers a test can change."""
-    module = recorded.Nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    (tmp_path / "nvidiactl").touch()
-    (tmp_path / "nvidia0").touch()
-    return module
+MISMATCH = "RM has detected an NVML/RM version mismatch."
+UNLOADED = "Error code:\n\t34 | AMDSMI_STATUS_DRIVER_NOT_LOADED - Driver not loaded"
 
 
 @pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    """NVIDIA's library on a machine with two GPUs, of which one can be partitioned."""
+    return nvidia_machine(monkeypatch, tmp_path, [Board("GPU-0"), Board("GPU-1", capability=(7, 0))])
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Amdsmi:
     """AMD's, on a machine with one."""
-    module = types.ModuleType("amdsmi")
-    vars(module).update(
-        amdsmi_init=lambda: None,
-        amdsmi_shut_down=lambda: None,
-        amdsmi_get_processor_handles=lambda: [0],
-        amdsmi_get_gpu_asic_info=lambda handle: {"market_name": "Instinct"},
-        amdsmi_get_gpu_memory_total=lambda handle, kind: 64 << 30,
-        amdsmi_get_gpu_device_uuid=lambda handle: "2fff74b5-0000-1000-80af",
-        AmdSmiMemoryType=types.SimpleNamespace(VRAM=0),
-    )
-    monkeypatch.setitem(sys.modules, "amdsmi", module)
-    (tmp_path / "kfd").touch()
-    return module
+    return amd_machine(monkeypatch, tmp_path, [Instinct("0x2FFF74B500001000")])
 
 
-def fail(error: Exception) -> Any:
-    def answer(*_: object) -> None:
-        raise error
-
-    return answer
+def test_the_stand_in_is_called_as_the_library_is(nvml: Nvml) -> None:
+    for name in (name for name in vars(Nvml) if name.startswith("nvml")):
+        ours, theirs = (list(inspect.signature(getattr(one, name)).parameters) for one in (nvml, pynvml))
+        assert ours == theirs, name
 
 
 # --- what a driver says -----------------------------------------------------------------------------------------------
 
 
-def test_a_driver_that_does_not_start(nvml: recorded.Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "nvmlInit", fail(nvml.NVMLError(MISMATCH)))
+def test_a_driver_that_does_not_start(nvml: Nvml, tmp_path: Path) -> None:
+    nvml.refused = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
     sight = look({}, tmp_path)
     assert sight.gpus == ()
     assert sight.trouble == f"NVIDIA: there is a GPU, and its driver cannot be asked: {MISMATCH}"
-    (tmp_path / "nvidia0").unlink()  # a driver's own file without a GPU's: on a login node that is no trouble
+    for name in ("nvidia0", "nvidia1"):
+        (tmp_path / name).unlink()  # a driver's own file without a GPU's: on a login node that is no trouble
     assert look({}, tmp_path).trouble == ""
 
 
@@ -80,18 +66,26 @@ def test_the_real_library_without_a_driver(tmp_path: Path) -> None:
     assert look({}, tmp_path).trouble.startswith("NVIDIA: there is a GPU, and its driver cannot be asked: ")
 
 
-def test_a_gpu_that_is_lost_is_numbered(nvml: recorded.Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    handle = nvml.nvmlDeviceGetHandleByIndex
-
-    def lost(index: int) -> str:
-        if index == 1:
-            raise nvml.NVMLError("GPU is lost")
-        return handle(index)
-
-    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lost)
+def test_a_gpu_that_is_lost_is_numbered(nvml: Nvml, tmp_path: Path) -> None:
+    """And those who leave it out have the others."""
+    nvml.boards[1].refused = pynvml.NVML_ERROR_GPU_IS_LOST
     sight = look({}, tmp_path)
     assert (sight.gpus, sight.trouble) == ((), "NVIDIA: the driver says of GPU 1: GPU is lost")
     assert nvml.open == 0
+    sight = look({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path)
+    assert ([gpu.uuid for gpu in sight.gpus], sight.trouble) == (["GPU-0"], "")
+
+
+def test_gpus_that_another_job_has_been_given(nvml: Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a control group of Slurm's, say. NVML counts them and gives no handle; CUDA counts those that are left."""
+    nvml.boards[0].refused = pynvml.NVML_ERROR_NO_PERMISSION
+    for env in ({}, {"CUDA_VISIBLE_DEVICES": "0"}):
+        sight = look(env, tmp_path)
+        assert ([(gpu.index, gpu.uuid) for gpu in sight.gpus], sight.trouble) == ([(1, "GPU-1")], "")
+    nvml.boards[1].refused = pynvml.NVML_ERROR_NO_PERMISSION
+    assert look({}, tmp_path) == Sight(), "a job without any"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert look({}, tmp_path) == Sight((), "NVIDIA: the driver says of GPU 0: Insufficient Permissions")
 
 
 @pytest.mark.parametrize(
@@ -109,30 +103,26 @@ def test_a_gpu_that_is_lost_is_numbered(nvml: recorded.Nvml, tmp_path: Path, mon
         ("MIG-x", 1, ""),
     ],
 )
-def test_a_gpu_that_is_not_there(
-    nvml: recorded.Nvml, tmp_path: Path, visible: str | None, count: int, trouble: str
-) -> None:
+def test_a_gpu_that_is_not_there(nvml: Nvml, tmp_path: Path, visible: str | None, count: int, trouble: str) -> None:
+    nvml.boards[0].slices = [Board("MIG-x")] if visible == "MIG-x" else None
     sight = look({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}, tmp_path)
     assert (len(sight.gpus), sight.trouble) == (count, trouble)
 
 
-def test_a_slice_that_is_not_there(nvml: recorded.Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByUUID", fail(nvml.NVMLError("Not Found")))
+def test_a_slice_that_is_not_there(nvml: Nvml, tmp_path: Path) -> None:
     sight = look({"CUDA_VISIBLE_DEVICES": "MIG-gone"}, tmp_path)
     assert (sight.gpus, sight.trouble) == ((), "NVIDIA: the driver says of CUDA_VISIBLE_DEVICES=MIG-gone: Not Found")
 
 
 def test_amdsmi_that_is_not_there_or_finds_no_driver(
-    smi: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smi: Amdsmi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        vars(smi), "amdsmi_init", fail(RuntimeError("Error code:\n\t34 | AMDSMI_STATUS_DRIVER_NOT_LOADED"))
-    )
+    smi.trouble = {"init": RuntimeError(UNLOADED)}
     assert look({}, tmp_path).trouble == (
-        "AMD: there is a GPU, and its driver cannot be asked: Error code: 34 | AMDSMI_STATUS_DRIVER_NOT_LOADED"
+        "AMD: there is a GPU, and its driver cannot be asked: "
+        "Error code: 34 | AMDSMI_STATUS_DRIVER_NOT_LOADED - Driver not loaded"
     )
-    monkeypatch.setitem(vars(smi), "amdsmi_init", lambda: None)
-    monkeypatch.setitem(vars(smi), "amdsmi_get_processor_handles", fail(RuntimeError("AMDSMI_STATUS_BUSY")))
+    smi.trouble = {"get_processor_handles": RuntimeError("AMDSMI_STATUS_BUSY")}
     assert look({}, tmp_path).trouble == "AMD: the driver says: AMDSMI_STATUS_BUSY"
     monkeypatch.setitem(sys.modules, "amdsmi", None)
     assert look({}, tmp_path).trouble == (
@@ -142,22 +132,58 @@ def test_amdsmi_that_is_not_there_or_finds_no_driver(
     assert look({}, tmp_path).trouble == ""
 
 
-def test_amd_s_variables_name_what_is_not_there(smi: types.ModuleType, tmp_path: Path) -> None:
+WITHOUT_LIBRARY = """
+libraries = {}
+print("libamd_smi.so: cannot open shared object file: No such file or directory")
+print("Unable to find libamd_smi.so library try installing amd-smi-lib from your package manager")
+libraries["libamd_smi.so"].amdsmi_free_name_value_pairs
+"""
+
+
+def test_amdsmi_without_the_driver_s_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As amdsmi 7 begins, recorded: what it prints would be in the answers of ``zlaunch info --json``."""
+    (tmp_path / "kfd").touch()
+    (tmp_path / "amdsmi.py").write_text(WITHOUT_LIBRARY)
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert look({}, tmp_path).trouble.startswith(
+        "AMD: there is a GPU, and its driver cannot be asked: libamd_smi.so: cannot open shared object file: "
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_a_gpu_of_which_amdsmi_does_not_tell_everything(smi: Amdsmi, tmp_path: Path) -> None:
+    refused = RuntimeError("AMDSMI_STATUS_NO_PERM")
+    names = ("get_gpu_asic_info", "get_gpu_memory_total", "get_gpu_device_bdf", "shut_down")
+    smi.trouble = dict.fromkeys(names, refused)
+    (gpu,) = look({}, tmp_path).gpus
+    assert (gpu.name, gpu.memory, gpu.uuid, is_amds(gpu)) == (
+        "AMD GPU",
+        0,
+        "2fff74b5-0000-1000-80af-000000000000",
+        True,
+    )
+    smi.trouble["get_gpu_device_uuid"] = refused
+    assert [is_amds(gpu) for gpu in look({}, tmp_path).gpus] == [True]
+
+
+def test_amd_s_variables_name_what_is_not_there(smi: Amdsmi, tmp_path: Path) -> None:
     for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
         sight = look({name: "3"}, tmp_path)
         assert (sight.gpus, sight.trouble) == ((), f"AMD: {name}=3 names 3, and there is only GPU 0")
 
 
-def test_gpus_of_two_makers_on_one_host(
-    nvml: recorded.Nvml, smi: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_of_two_makers_on_one_host(nvml: Nvml, smi: Amdsmi, tmp_path: Path) -> None:
     """PyTorch is made for one of them; where it is not known for which, NVIDIA's count."""
-    assert [gpu.name for gpu in look({}, tmp_path).gpus] == ["GPU-0", "GPU-1"]
-    assert [gpu.name for gpu in look({}, tmp_path, "2.9.0+cu128").gpus] == ["GPU-0", "GPU-1"]
-    assert [gpu.name for gpu in look({}, tmp_path, "2.9.0+rocm6.4").gpus] == ["Instinct"]
-    monkeypatch.setattr(nvml, "nvmlInit", fail(nvml.NVMLError(MISMATCH)))
+    both, one = ["GPU-0", "GPU-1"], ["2fff74b500001000"]
+    assert [gpu.uuid for gpu in look({}, tmp_path).gpus] == both
+    assert [gpu.uuid for gpu in look({}, tmp_path, "2.9.0+cu128").gpus] == both
+    assert [gpu.uuid for gpu in look({}, tmp_path, "2.9.0+rocm6.4").gpus] == one
+    nvml.refused = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
     sight = look({}, tmp_path)
-    assert [gpu.name for gpu in sight.gpus] == ["Instinct"]
+    assert [gpu.uuid for gpu in sight.gpus] == one
     assert MISMATCH in sight.trouble
 
 

@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
+import pynvml
 import pytest
+from recorded_gpus import Board, Instinct, amd_machine, nvidia_machine
 
 from zlaunch.model import Gpu
 from zlaunch.systems.detect import facts, torch_version
-from zlaunch.systems.gpus import select, visible_gpus
+from zlaunch.systems.gpus import look
 from zlaunch.systems.limits import numa_domains, parse_cpu_list, usable_cores, usable_memory
+from zlaunch.systems.visible import Sight, select
 
 MASK = len(os.sched_getaffinity(0))
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
@@ -130,6 +132,7 @@ GPUS = (Gpu(0, "A", 80, "GPU-aa11"), Gpu(1, "A", 80, "GPU-aa22"), Gpu(2, "A", 80
         ("GPU-aa", []),  # two begin like this
         ("1,1", []),
         ("none", []),
+        ("\N{SUPERSCRIPT TWO}", []),  # a digit, and no number
     ],
 )
 def test_visible_devices(wanted: str | None, left: list[int]) -> None:
@@ -137,44 +140,7 @@ def test_visible_devices(wanted: str | None, left: list[int]) -> None:
 
 
 def test_no_gpu_is_visible_where_none_is_wanted() -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}) == ()
-
-
-class Nvml(types.ModuleType):
-    """NVIDIA's library as a machine with two GPUs has it; the second has no memory of its own."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.open = 0
-
-    def nvmlInit(self) -> None:
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        return f"GPU-{index}{index}"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        return uuid
-
-    def nvmlDeviceGetName(self, handle: str) -> bytes:
-        return b"Slice" if handle.startswith("MIG") else b"Big"
-
-    def nvmlDeviceGetUUID(self, handle: str) -> str:
-        return handle
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> types.SimpleNamespace:
-        if handle == "GPU-11":
-            raise self.NVMLError("not supported")
-        return types.SimpleNamespace(total=80 << 30)
+    assert look({"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}).gpus == ()
 
 
 @pytest.mark.parametrize(
@@ -182,46 +148,62 @@ class Nvml(types.ModuleType):
     [
         ({}, (Gpu(0, "Big", 80 << 30, "GPU-00"), Gpu(1, "Big", 0, "GPU-11"))),
         ({"CUDA_VISIBLE_DEVICES": "1"}, (Gpu(1, "Big", 0, "GPU-11"),)),
-        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, (Gpu(0, "Slice", 80 << 30, "MIG-a"),)),
         ({"CUDA_VISIBLE_DEVICES": ""}, ()),
     ],
 )
 def test_nvidia(env: dict[str, str], gpus: tuple[Gpu, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = Nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    (tmp_path / "nvidiactl").touch()
-    assert visible_gpus(env, tmp_path) == gpus
+    """A library of long ago gives bytes; a GPU that shares the CPU's memory has none of its own."""
+    nvml = nvidia_machine(monkeypatch, tmp_path, [Board("GPU-00", "Big"), Board("GPU-11", b"Big", memory=0)])
+    assert look(env, tmp_path).gpus == gpus
     assert nvml.open == 0
 
 
+SLICES = (Board("MIG-a", "Slice", 10 << 30), Board("MIG-b", "Slice", 20 << 30))
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        ("MIG-b,MIG-a", (Gpu(0, "Slice", 20 << 30, "MIG-b"),)),  # named: the first
+        (None, (Gpu(1, "Slice", 10 << 30, "MIG-a"),)),  # one slice, and nothing beside it
+        ("0,1", (Gpu(1, "Slice", 10 << 30, "MIG-a"),)),
+        ("0,2,3", (Gpu(0, "Big", 80 << 30, "GPU-0"), Gpu(3, "Big", 80 << 30, "GPU-3"))),
+        ("GPU-2", ()),
+    ],
+)
+def test_of_a_partitioned_gpu_cuda_has_one_slice(
+    visible: str | None, gpus: tuple[Gpu, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its user guide has it; a GPU that is partitioned, and has no slice yet, is no use to anybody."""
+    boards = [Board("GPU-0", "Big"), Board("GPU-1", "Big", slices=[*SLICES]), Board("GPU-2", "Big", slices=[])]
+    nvidia_machine(monkeypatch, tmp_path, [*boards, Board("GPU-3", "Big", capability=(7, 0))])
+    sight = look({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}, tmp_path)
+    assert sight.gpus == gpus
+    assert sight.trouble == ("" if gpus else "NVIDIA: GPU 2 is partitioned (MIG), and has no slice")
+
+
 def test_a_driver_without_a_device_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = Nvml()
-
-    def refuse() -> None:
-        raise nvml.NVMLError("driver not loaded")
-
-    monkeypatch.setattr(nvml, "nvmlInit", refuse)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    (tmp_path / "nvidiactl").touch()
-    assert visible_gpus({}, tmp_path) == ()
+    nvidia_machine(monkeypatch, tmp_path, []).refused = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    assert look({}, tmp_path) == Sight()
 
 
 def test_amd_hides_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi = types.ModuleType("amdsmi")
-    vars(smi).update(
-        amdsmi_init=lambda: None,
-        amdsmi_shut_down=lambda: None,
-        amdsmi_get_processor_handles=lambda: [0, 1, 2],
-        amdsmi_get_gpu_asic_info=lambda handle: {"market_name": "Instinct"},
-        amdsmi_get_gpu_memory_total=lambda handle, kind: 64 << 30,
-        amdsmi_get_gpu_device_uuid=lambda handle: f"uuid-{handle}",
-        AmdSmiMemoryType=types.SimpleNamespace(VRAM=0),
-    )
-    monkeypatch.setitem(sys.modules, "amdsmi", smi)
-    (tmp_path / "kfd").touch()
+    amd_machine(monkeypatch, tmp_path, [Instinct(f"0x{place}FFF74B500001000") for place in range(3)])
     hidden = {"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}
-    assert [gpu.index for gpu in visible_gpus({}, tmp_path)] == [0, 1, 2]
-    assert visible_gpus(hidden, tmp_path) == (Gpu(2, "Instinct", 64 << 30, "uuid-2"),)
+    assert [gpu.index for gpu in look({}, tmp_path).gpus] == [0, 1, 2]
+    assert look(hidden, tmp_path).gpus == (Gpu(2, "AMD Instinct MI300A", 64 << 30, "2fff74b500001000"),)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "left"),
+    [("GPU-1FFF74B500001000", [1]), ("GPU-2fff,0", [2, 0]), ("GPU-1fff,1", []), ("1fff", []), ("AMD", [])],
+)
+def test_amd_s_gpus_by_their_uuids(
+    wanted: str, left: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ROCm's and PyTorch's way to write them: ``GPU-`` and the serial number."""
+    amd_machine(monkeypatch, tmp_path, [Instinct(f"0x{place}FFF74B500001000") for place in range(3)])
+    assert [gpu.index for gpu in look({"ROCR_VISIBLE_DEVICES": wanted}, tmp_path).gpus] == left
 
 
 def test_the_facts_of_this_machine() -> None:

@@ -1,20 +1,18 @@
 """What ranks use of GPUs, and how little a driver in trouble matters.
 
-No GPU is here: NVML's and amdsmi's answers are stand-ins, written after what the libraries' manuals say that they give
-on machines with 8 GPUs, with a partitioned one, and in a container.
+No GPU is here: NVML's and amdsmi's answers are recorded ones.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
 from bed.programs import until
+from recorded_gpus import Board, Instinct, Nvml, amd_machine, nvidia_machine
 
 from zlaunch.agent.gpus import CONTEXT, FRESH, GpuWatch, Share, gpu_share
 from zlaunch.agent.processes import RankProcess
@@ -22,58 +20,14 @@ from zlaunch.agent.usage import UsageSampler
 from zlaunch.protocol.messages import Usage
 from zlaunch.systems.gpu_usage import Device, Meter, open_meter
 
-
-class Nvml(types.ModuleType):
-    """NVIDIA's library, as it answers on a machine with 8 GPUs, the last of which is partitioned."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.open = 0
-        self.processes: dict[str, list[tuple[int, int | None]]] = {}
-        self.used: dict[str, int] = {}
-
-    def nvmlInit(self) -> None:
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 8
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        return f"GPU-{index}"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        return uuid
-
-    def nvmlDeviceGetName(self, handle: str) -> bytes:
-        return b"H100"
-
-    def nvmlDeviceGetUUID(self, handle: str) -> str:
-        return handle
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> types.SimpleNamespace:
-        return types.SimpleNamespace(total=80 << 30, used=self.used.get(handle, 600 << 20))
-
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> types.SimpleNamespace:
-        if handle.startswith("MIG-"):
-            raise self.NVMLError("not supported")
-        return types.SimpleNamespace(gpu=10 * int(handle[-1]), memory=3)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[types.SimpleNamespace]:
-        return [types.SimpleNamespace(pid=p, usedGpuMemory=u) for p, u in self.processes.get(handle, [])]
+NOBODY = (1 << 22) + 1
+"""More than the kernel gives."""
 
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nvml:
-    library = Nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    (tmp_path / "nvidiactl").touch()
-    return library
+    """A machine with 8 GPUs, of which the last may be partitioned."""
+    return nvidia_machine(monkeypatch, tmp_path, [Board(f"GPU-{place}", busy=10 * place) for place in range(8)])
 
 
 def read(tmp_path: Path, **env: str) -> tuple[Device, ...]:
@@ -86,7 +40,8 @@ def read(tmp_path: Path, **env: str) -> tuple[Device, ...]:
 
 
 def test_eight_gpus(nvml: Nvml, tmp_path: Path) -> None:
-    nvml.processes = {"GPU-3": [(70, 5 << 30), (71, 1 << 30), (9999, 20 << 30)], "GPU-4": [(70, 2 << 30)]}
+    nvml.boards[3].processes = {70: 5 << 30, 71: 1 << 30, 9999: 20 << 30}
+    nvml.boards[4].processes = {70: 2 << 30}
     devices = read(tmp_path)
     assert nvml.open == 0
     assert len(devices) == 8
@@ -97,18 +52,18 @@ def test_eight_gpus(nvml: Nvml, tmp_path: Path) -> None:
 
 
 def test_a_slice_of_a_partitioned_gpu_does_not_say_how_busy_it_is(nvml: Nvml, tmp_path: Path) -> None:
-    nvml.processes = {"MIG-a": [(70, 5 << 30)]}
+    nvml.boards[7].slices = [Board("MIG-a", processes={70: 5 << 30})]
     devices = read(tmp_path, CUDA_VISIBLE_DEVICES="MIG-a")
     assert gpu_share(devices, {70}, 0) == Share(None, 5 << 30, (0,))
 
 
 def test_bytes_that_the_driver_keeps_for_itself_are_unknown(nvml: Nvml, tmp_path: Path) -> None:
-    nvml.processes = {"GPU-1": [(70, None)]}
+    nvml.boards[1].processes = {70: None}
     assert gpu_share(read(tmp_path), {70}, 1) == Share(10.0, None, (1,))
 
 
 def test_in_a_container_that_hides_processes_a_gpu_is_its_places(nvml: Nvml, tmp_path: Path) -> None:
-    nvml.used = {"GPU-2": 30 << 30}
+    nvml.boards[2].used = 30 << 30
     devices = read(tmp_path)
     assert gpu_share(devices, {70}, 2) == Share(20.0, 30 << 30, (2,))
     assert gpu_share(devices, {70}, 0) == Share(), "600 MiB are the driver's own"
@@ -116,25 +71,34 @@ def test_in_a_container_that_hides_processes_a_gpu_is_its_places(nvml: Nvml, tmp
     assert devices[0].used < CONTEXT
 
 
+def test_in_a_container_that_is_told_the_machine_s_numbers_it_is_too(nvml: Nvml, tmp_path: Path) -> None:
+    """A driver that knows no namespaces of pids tells numbers that no process here has."""
+    nvml.boards[2].used, nvml.boards[2].processes = 30 << 30, {NOBODY: 29 << 30}
+    assert gpu_share(read(tmp_path), {70}, 2) == Share(20.0, 30 << 30, (2,))
+    nvml.boards[2].processes[os.getpid()] = 1 << 30
+    assert gpu_share(read(tmp_path), {70}, 2) == Share(), "somebody else's"
+
+
 def test_amd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    smi = types.ModuleType("amdsmi")
-    told = {"name": "python", "pid": 70, "mem": 9, "memory_usage": {"gtt_mem": 1, "cpu_mem": 2, "vram_mem": 5 << 30}}
-    vars(smi).update(
-        amdsmi_init=lambda: None,
-        amdsmi_shut_down=lambda: None,
-        amdsmi_get_processor_handles=lambda: [0, 1],
-        amdsmi_get_gpu_asic_info=lambda handle: {"market_name": "Instinct"},
-        amdsmi_get_gpu_memory_total=lambda handle, kind: 64 << 30,
-        amdsmi_get_gpu_device_uuid=lambda handle: f"uuid-{handle}",
-        amdsmi_get_gpu_activity=lambda handle: {"gfx_activity": 40 + handle, "umc_activity": 1, "mm_activity": "N/A"},
-        amdsmi_get_gpu_memory_usage=lambda handle, kind: 6 << 30,
-        amdsmi_get_gpu_process_list=lambda handle: [told] if handle else [],
-        AmdSmiMemoryType=types.SimpleNamespace(VRAM=0),
-    )
-    monkeypatch.setitem(sys.modules, "amdsmi", smi)
-    (tmp_path / "kfd").touch()
+    gpus = [Instinct("0x0A", busy="N/A"), Instinct("0x0B", busy=41, processes={70: 5 << 30})]
+    smi = amd_machine(monkeypatch, tmp_path, gpus)
     assert gpu_share(read(tmp_path), {70}, 1) == Share(41.0, 5 << 30, (1,))
     assert read(tmp_path, HIP_VISIBLE_DEVICES="1") == (Device(41.0, 6 << 30, {70: 5 << 30}),)
+    assert read(tmp_path, HIP_VISIBLE_DEVICES="0") == (Device(None, 6 << 30, {}),)
+    assert smi.open == 0
+
+
+def test_the_gpus_that_are_told_of_are_those_that_count(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a machine with both makers' GPUs: those that the PyTorch there is made for, as in the host's facts."""
+    amd_machine(monkeypatch, tmp_path, [Instinct("0x0B", busy=41)])
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.0+rocm6.4'\n")
+    assert len(read(tmp_path)) == 8
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read(tmp_path) == (Device(41.0, 6 << 30, {}),)
 
 
 def test_without_a_gpu_no_thread_is_made() -> None:

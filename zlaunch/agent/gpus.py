@@ -6,6 +6,7 @@ the first sample on a machine with GPUs, and lets go of the driver when it has n
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -36,8 +37,8 @@ class Share(Struct, frozen=True):
 def gpu_share(devices: Sequence[Device], pids: Collection[int], local_rank: int) -> Share:
     """The GPUs that have one of these processes.
 
-    In a container the driver may list no process at all. A GPU that is in use by nobody is then taken for that of the
-    rank whose place is its own.
+    In a container the driver may list no process at all, or those of the machine, by numbers that nobody here has. A
+    GPU that is in use by nobody is then taken for that of the rank whose place is its own.
     """
     found = [(i, device) for i, device in enumerate(devices) if not device.processes.keys().isdisjoint(pids)]
     if found:
@@ -53,7 +54,12 @@ def gpu_share(devices: Sequence[Device], pids: Collection[int], local_rank: int)
 
 
 def _in_use_by_nobody(device: Device) -> bool:
-    return not device.processes and (bool(device.busy) or device.used > CONTEXT)
+    return (bool(device.busy) or device.used > CONTEXT) and not any(map(_may_be_here, device.processes))
+
+
+def _may_be_here(pid: int) -> bool:
+    """Whether there is such a process, as far as we may know: others' are hidden from us where even the first is."""
+    return os.path.exists(f"/proc/{pid}") or not os.path.exists("/proc/1")
 
 
 class GpuWatch:

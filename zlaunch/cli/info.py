@@ -34,7 +34,7 @@ def info(as_json: bool) -> int:
         UsageError: the user's ``systems.toml`` cannot be meant.
     """
     host, manager = facts(), schedulers.here(os.environ)
-    gpu_arch = architecture() if host.gpus else ""
+    gpu_arch = architecture(host.gpus)
     system = _system(host, gpu_arch, manager[0])
     versions = {"python": host.python, "zlaunch": __version__, **{name: _version(name) for name in _PACKAGES}}
     if as_json:

@@ -125,7 +125,7 @@ class Here:
                 params=self.params,
                 file=read_systems(systems_file(self._environ)),
                 facts=self.facts,
-                gpu_arch=architecture() if self.facts.gpus else "",
+                gpu_arch=architecture(self.facts.gpus),
                 scheduler=schedulers.here(self._environ)[0],
             )
         return self._system

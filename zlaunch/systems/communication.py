@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from .description import System
 from .nearest import nearest
 from .params import DescriptionError
+from .visible import is_amds
 
 if TYPE_CHECKING:
     from ..model import HostFacts
@@ -36,11 +37,10 @@ def maker(gpu_arch: str) -> Maker | None:
 
 
 def maker_of_host(facts: HostFacts) -> Maker | None:
-    """The same of a host that was looked at; ``None`` where it has no GPU. NVML's uuids begin with what they are of."""
+    """The same of a host that was looked at; ``None`` where it has no GPU."""
     if not facts.gpus:
         return None
-    uuid = facts.gpus[0].uuid
-    return "nvidia" if not uuid or uuid.startswith(("GPU-", "MIG-")) else "amd"
+    return "amd" if is_amds(facts.gpus[0]) else "nvidia"
 
 
 def comm_backend(word: str, system: System) -> CommBackend:

@@ -14,7 +14,10 @@ from typing import Any
 from msgspec import Struct
 
 from ..model import Gpu
-from .gpus import Folder, may_have_amd, may_have_nvidia, visible_gpus
+from . import amd, nvidia
+from .detect import torch_version
+from .gpus import look
+from .visible import Folder, is_amds
 
 
 class Device(Struct, frozen=True):
@@ -45,18 +48,15 @@ class Meter(ABC):
 
 def may_have_gpus(dev: Folder = "/dev") -> bool:
     """Whether it is worth to ask."""
-    return may_have_nvidia(dev) or may_have_amd(dev)
+    return nvidia.may_be_there(dev) or amd.may_be_there(dev)
 
 
 def open_meter(env: Mapping[str, str] | None = None, dev: Folder = "/dev") -> Meter | None:
     """For the GPUs that a process with this environment (default: ours) can use; ``None`` where there are none."""
-    gpus = visible_gpus(env, dev)
+    gpus = look(env, dev, torch_version()).gpus
     with suppress(Exception):
-        if gpus and may_have_nvidia(dev):
-            return _Nvidia(gpus)
-    with suppress(Exception):
-        if gpus and may_have_amd(dev):
-            return _Amd(gpus)
+        if gpus:
+            return _Amd(gpus) if is_amds(gpus[0]) else _Nvidia(gpus)
     return None
 
 
@@ -100,8 +100,7 @@ class _Nvidia(Meter):
 class _Amd(Meter):
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         super().__init__(gpus)
-        import amdsmi
-
+        amdsmi = amd.import_amdsmi()
         amdsmi.amdsmi_init()
         self._smi: Any = amdsmi
         try:
