@@ -410,7 +410,11 @@ def test_on_another_size(cluster: zlaunch.Launcher) -> None:
         ({"grace_period": -1}, "grace_period"),
         ({"time_limit": 0}, "time_limit"),
         ({"gpu_memory_fraction": 1.5}, "gpu_memory_fraction"),
-        ({"gpu_memory_fraction": 0.5}, "no GPU on localhost"),
+        ({"gpu_memory_fraction": 0.5}, r"missing on localhost \(1 wanted, 0 there\)"),
+        ({"gpus_per_worker": 2, "backend": None}, r"missing on localhost \(2 wanted, 0 there\)"),
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5; it is a whole number, 1 at least"),
+        ({"worker_timeout": float("inf")}, "worker_timeout is inf; it is .* at most"),
+        ({"worker_timeout": "long"}, "worker_timeout is 'long'; it is a number"),
         ({"max_restarts": -1}, "max_restarts"),
         ({"max_restarts": 1.5}, "max_restarts"),
         ({"grace_period": "3"}, "grace_period is '3'"),
@@ -418,6 +422,7 @@ def test_on_another_size(cluster: zlaunch.Launcher) -> None:
         ({"preload": "torch"}, "preload is 'torch'"),
         ({"copy_env_vars": "NCCL*"}, "copy_env_vars"),
         ({"extra_env_vars": {"OMP_NUM_THREADS": 4}}, "OMP_NUM_THREADS is 4"),
+        ({"max_restarts": True}, "max_restarts is True; it is a whole number"),
     ],
 )
 def test_bad_fields(fields: dict[str, Any], match: str) -> None:

@@ -12,15 +12,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pynvml
 import pytest
 from recorded_gpus import Amdsmi, Board, Instinct, Nvml, amd_machine, nvidia_machine
 
 import zlaunch
-from zlaunch.fields import check_nccl
-from zlaunch.model import Gpu, HostFacts
+from zlaunch.fields import check_gpus, usable_gpus
+from zlaunch.model import Gpu, HostFacts, HostPlan
 from zlaunch.plan import count_workers
+from zlaunch.steps import backend_for
 from zlaunch.systems.gpus import is_in_need, look
 from zlaunch.systems.visible import Sight, is_amds
 
@@ -226,18 +228,63 @@ def test_who_needs_which_gpus(torch: str, trouble: str, needs: bool) -> None:
 
 
 def test_more_ranks_than_gpus_with_nccl() -> None:
-    check_nccl({"a": 2, "b": 2}, 2, {"a": host(4), "b": host(4)})
+    check_gpus("nccl", None, 2, {"a": 2, "b": 2}, {"a": host(4), "b": host(4)})
     with pytest.raises(zlaunch.LaunchError) as caught:
-        check_nccl({"a": 2, "b": 3, "c": 1}, 2, {"a": host(4), "b": host(4), "c": host(0, BROKEN)})
+        check_gpus("nccl", None, 1, {"a": 4, "b": 6, "c": 2}, {"a": host(4), "b": host(4), "c": host(0, BROKEN)})
     assert str(caught.value) == (
         f"backend is 'nccl', and GPUs are missing on b (6 wanted, 4 there), c (2 wanted, 0 there, {BROKEN}); "
         "gloo needs none"
     )
 
 
+@pytest.mark.parametrize(
+    ("fraction", "each", "words"),
+    [(0.5, 1, "gpu_memory_fraction is 0.5"), (None, 2, "gpus_per_worker is 2"), (0.5, 2, "gpus_per_worker is 2")],
+)
+def test_more_ranks_than_gpus_that_are_to_be_their_own(fraction: float | None, each: int, words: str) -> None:
+    hosts = {"a": host(4)}
+    check_gpus("gloo", fraction, each, {"a": 4 // each}, hosts)
+    check_gpus("gloo", None, 1, {"a": 40}, hosts)
+    wanted = 4 // each + 1
+    with pytest.raises(zlaunch.LaunchError) as caught:
+        check_gpus(None, fraction, each, {"a": wanted}, hosts)
+    assert str(caught.value) == f"{words}, and GPUs are missing on a ({wanted * each} wanted, 4 there)"
+
+
+@pytest.mark.parametrize(
+    ("torch", "uuid", "usable"),
+    [
+        ("2.9.0+cu128", "GPU-0", 2),
+        ("2.9.0+cpu", "GPU-0", 0),
+        ("2.9.0+rocm6.4", "GPU-0", 0),
+        ("2.9.0+rocm6.4", "2fff74b5", 2),
+        ("2.9.0+cu128", "2fff74b5", 0),
+        ("2.9.0", "2fff74b5", 2),  # nobody knows
+        ("", "GPU-0", 2),
+    ],
+)
+def test_gpus_that_the_pytorch_there_is_not_made_for(torch: str, uuid: str, usable: int) -> None:
+    facts = host(2, torch=torch, uuid=uuid)
+    assert usable_gpus(facts) == usable
+    launcher = zlaunch.Launcher()
+    assert backend_for(launcher, [HostPlan(0, "a", 2)], {0: facts}) == ("nccl" if usable else "gloo")
+    if not usable:
+        with pytest.raises(zlaunch.LaunchError) as caught:
+            check_gpus("nccl", None, 1, {"a": 1}, {"a": facts})
+        assert f"a (1 wanted, 2 there, for none of which PyTorch {torch} is made)" in str(caught.value)
+
+
 def test_gpus_of_two_makers_in_one_group() -> None:
     with pytest.raises(zlaunch.LaunchError, match="the GPUs of b are AMD's"):
-        check_nccl({"a": 1, "b": 1}, 1, {"a": host(1), "b": host(1, uuid="2fff74b5")})
+        amd = host(1, uuid="2fff74b5", torch="2.9.0+rocm6.4")
+        check_gpus("nccl", None, 1, {"a": 1, "b": 1}, {"a": host(1), "b": amd})
+
+
+def test_ranks_with_more_gpus_than_a_host_has() -> None:
+    with pytest.raises(zlaunch.LaunchError, match="'gpu', with 2 each, and b has fewer"):
+        count_workers("gpu", ["a", "b"], [host(4), host(1)], 2)
+    with pytest.raises(zlaunch.LaunchError, match="some hosts have GPUs and b has fewer than 2"):
+        count_workers("auto", ["a", "b"], [host(4), host(1)], 2)
 
 
 def test_nccl_without_a_gpu_starts_nothing() -> None:
@@ -249,8 +296,8 @@ def test_nccl_without_a_gpu_starts_nothing() -> None:
     assert not (Path(os.environ["ZLAUNCH_LOG_DIR"])).exists()
 
 
-@pytest.mark.parametrize("fraction", [0, 0.0, -0.5, 1.5, float("nan")])
-def test_a_share_of_memory_that_is_none(fraction: float) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.0, -0.5, 1.5, float("nan"), "x", True])
+def test_a_share_of_memory_that_is_none(fraction: Any) -> None:
     with pytest.raises(ValueError, match=r"gpu_memory_fraction is .*; it is above 0 and at most 1"):
         zlaunch.Launcher(gpu_memory_fraction=fraction, view="none").run(int)
 

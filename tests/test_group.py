@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -163,3 +164,11 @@ def test_a_forked_child_that_fails_leaves_its_parents_group_alone(cluster: zlaun
         return float(total.item())
 
     assert list(cluster.on(backend="gloo").run(work)) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("backend", ["mpi", "ucc"])
+def test_a_backend_that_the_pytorch_there_has_not(cluster: zlaunch.Launcher, backend: Literal["mpi", "ucc"]) -> None:
+    if dist.is_backend_available(backend):
+        pytest.skip(f"this PyTorch has {backend}")
+    with pytest.raises(RuntimeError, match=f"backend is '{backend}', and the PyTorch here .* is built without it"):
+        cluster.on(backend=backend, workers_per_host=1).run(int)

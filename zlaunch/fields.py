@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 
 from .backends import SCHEDULERS
 from .errors import LaunchError
@@ -20,11 +20,11 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "view": ("auto", "live", "plain", "json", "none"),
 }
 
-_SECONDS = ("worker_timeout", "agent_timeout", "host_timeout", "time_limit", "grace_period")
-_COUNTS = ("max_restarts", "gpus_per_worker")
-
 LEAST_SILENCE = 1.5
 """Seconds: with a heartbeat a second, less would lose hosts that are well."""
+
+LONGEST = 1e9
+"""Seconds of a process group's timeout; PyTorch counts them in nanoseconds."""
 
 
 def check_fields(launcher: object, argv: Sequence[object] = ()) -> None:
@@ -36,31 +36,31 @@ def check_fields(launcher: object, argv: Sequence[object] = ()) -> None:
         value = getattr(launcher, name)
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it is one of {', '.join(repr(a) for a in allowed)}")
-    _check_kinds(launcher)
+    _check_texts(launcher)
     for name in ("worker_timeout", "agent_timeout", "host_timeout", "time_limit"):
         value = getattr(launcher, name)
-        if not (value is None and name == "time_limit") and not value > 0:
-            raise ValueError(f"{name} is {value!r}; it is a number of seconds above 0")
+        most = LONGEST if name == "worker_timeout" else math.inf
+        if not (value is None and name == "time_limit") and not (_is_number(value) and 0 < value <= most):
+            words = f", and {most:g} at most" if most < math.inf else ""
+            raise ValueError(f"{name} is {value!r}; it is a number of seconds above 0{words}")
     least_of = {"grace_period": 0, "host_timeout": LEAST_SILENCE, "max_restarts": 0, "gpus_per_worker": 1}
     for name, least in least_of.items():
-        if not getattr(launcher, name) >= least:
-            raise ValueError(f"{name} is {getattr(launcher, name)!r}; it is {least} at least")
+        value = getattr(launcher, name)
+        whole = name in ("max_restarts", "gpus_per_worker")
+        if not _is_number(value) or not value >= least or (whole and not isinstance(value, int)):
+            raise ValueError(f"{name} is {value!r}; it is {'a whole number, ' if whole else ''}{least} at least")
     fraction = getattr(launcher, "gpu_memory_fraction")  # noqa: B009 - as above: any object with the fields
-    if fraction is not None and not 0 < fraction <= 1:
+    if fraction is not None and not (_is_number(fraction) and 0 < fraction <= 1):
         raise ValueError(f"gpu_memory_fraction is {fraction!r}; it is above 0 and at most 1")
 
 
-def _check_kinds(launcher: object) -> None:
-    """Whether the fields are of the kinds that they are compared and sent as."""
-    for name in _SECONDS + _COUNTS:
-        value, kind = getattr(launcher, name), Integral if name in _COUNTS else Real
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{name} is {value!r}; it is a number{'' if name in _COUNTS else ' of seconds'}")
+def _check_texts(launcher: object) -> None:
+    """Whether the fields that are sent as texts are."""
     for name in ("preload", "copy_env_vars"):
         value = getattr(launcher, name)
         if isinstance(value, str) or not all(isinstance(word, str) for word in value):
             raise ValueError(f"{name} is {value!r}; it is a tuple of names, such as ('torch',)")
-    variables: Mapping[object, object] = getattr(launcher, "extra_env_vars") or {}  # noqa: B009 - as below
+    variables: Mapping[object, object] = getattr(launcher, "extra_env_vars") or {}  # noqa: B009 - as above
     for key, value in variables.items():
         if not (isinstance(key, str) and isinstance(value, str)):
             raise ValueError(
@@ -68,35 +68,53 @@ def _check_kinds(launcher: object) -> None:
             )
 
 
-def check_gpu_memory(fraction: float | None, kind: str, hosts: Mapping[str, HostFacts]) -> None:
-    """Whether ``gpu_memory_fraction`` can be had: PyTorch sets it, in its own process, on a GPU. Raises as above."""
-    if fraction is None:
-        return
-    if kind == "command":
-        raise ValueError("gpu_memory_fraction is for functions, scripts and modules: in a program nobody would set it")
-    without = [name for name, facts in hosts.items() if not facts.gpus]
-    if without:
-        raise LaunchError(f"gpu_memory_fraction is {fraction!r}, and there is no GPU on {', '.join(without)}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def check_nccl(workers: Mapping[str, int], gpus_per_worker: int, hosts: Mapping[str, HostFacts]) -> None:
-    """Whether a process group of nccl can be made: it wants a GPU for each rank, and all of one maker.
+def usable_gpus(facts: HostFacts) -> int:
+    """A host's GPUs that the PyTorch there is made for."""
+    other = "nvidia" if "+rocm" in facts.torch else "amd" if "+cu" in facts.torch else ""
+    return 0 if "+cpu" in facts.torch or maker_of_host(facts) == other else len(facts.gpus)
+
+
+def check_gpus(
+    backend: str | None,
+    fraction: float | None,
+    gpus_per_worker: int,
+    workers: Mapping[str, int],
+    hosts: Mapping[str, HostFacts],
+) -> None:
+    """Whether each rank has GPUs of its own where something wants that: so many for each, their memory, or nccl.
 
     Raises:
         LaunchError: which hosts have too few, and why; or whose GPUs are another maker's.
     """
-    short = []
-    for name, facts in hosts.items():
-        wanted, has = workers[name] * gpus_per_worker, len(facts.gpus)
-        if wanted > has:
-            why = f", {facts.gpu_trouble}" if facts.gpu_trouble else ""
-            short.append(f"{name} ({wanted} wanted, {has} there{why})")
-    if short:
-        raise LaunchError(f"backend is 'nccl', and GPUs are missing on {', '.join(short)}; gloo needs none")
+    reasons = {
+        f"gpus_per_worker is {gpus_per_worker}": gpus_per_worker > 1,
+        f"gpu_memory_fraction is {fraction!r}": fraction is not None,
+        "backend is 'nccl'": backend == "nccl",
+    }
+    reason = next((reason for reason, counts in reasons.items() if counts), "")
+    short = [words for name, facts in hosts.items() if (words := _short(name, workers[name] * gpus_per_worker, facts))]
+    if reason and short:
+        hint = "; gloo needs none" if reason.startswith("backend") else ""
+        raise LaunchError(f"{reason}, and GPUs are missing on {', '.join(short)}{hint}")
     makers = {name: maker_of_host(facts) for name, facts in hosts.items()}
-    if len(set(makers.values())) > 1:
+    if backend == "nccl" and len(set(makers.values())) > 1:
         amd = ", ".join(name for name, maker in makers.items() if maker == "amd")
         raise LaunchError(f"the GPUs of {amd} are AMD's, the others' NVIDIA's: no backend=\"nccl\" has both; gloo does")
+
+
+def _short(name: str, wanted: int, facts: HostFacts) -> str:
+    """The words for a host that has fewer GPUs than are wanted."""
+    usable = usable_gpus(facts)
+    if wanted <= usable:
+        return ""
+    why = f", {facts.gpu_trouble}" if facts.gpu_trouble else ""
+    if usable < len(facts.gpus):
+        why = f", for none of which PyTorch {facts.torch} is made"
+    return f"{name} ({wanted} wanted, {len(facts.gpus)} there{why})"
 
 
 def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:

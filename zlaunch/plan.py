@@ -85,6 +85,9 @@ def count_workers(
                 "give a number, 'cpu' or 'auto' there"
             )
         counts = [len(f.gpus) // gpus_per_worker for f in facts]
+        few = [name for name, n in zip(names, counts, strict=True) if not n]
+        if few:
+            raise LaunchError(f"workers_per_host is 'gpu', with {gpus_per_worker} each, and {', '.join(few)} has fewer")
     elif wanted == "auto":
         in_need = {name: f for name, f in zip(names, facts, strict=True) if is_in_need(f.torch, f.gpu_trouble)}
         check_drivers("workers_per_host is 'auto', one rank per GPU", in_need)
@@ -93,7 +96,8 @@ def count_workers(
             counts = [f.numa_domains for f in facts]
         elif not all(counts):
             without = [name for name, n in zip(names, counts, strict=True) if not n]
-            raise LaunchError(f"some hosts have GPUs and {', '.join(without)} has none; say workers_per_host")
+            has = "has none" if gpus_per_worker == 1 else f"has fewer than {gpus_per_worker}"
+            raise LaunchError(f"some hosts have GPUs and {', '.join(without)} {has}; say workers_per_host")
     elif isinstance(wanted, int) and not isinstance(wanted, bool):
         counts = [wanted] * len(names)
     else:

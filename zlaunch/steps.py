@@ -16,7 +16,7 @@ from . import worlds
 from .access import Access
 from .allocation import places_of, shown, wanted
 from .errors import LaunchError
-from .fields import check_fields, check_gpu_memory, check_nccl
+from .fields import check_fields, check_gpus, usable_gpus
 from .model import HostFacts, HostPlan, Step, TaskKind, TemplateSpec
 from .plan import Errand, LaunchPlan, count_workers, place_ranks, template_for
 from .surroundings import ranks_environment, record_level
@@ -90,20 +90,23 @@ def backend_for(launcher: Launcher, hosts: Sequence[HostPlan], facts: Mapping[in
     """The process group's backend: ``auto`` is nccl where every rank has its own GPU, since nccl shares none."""
     if launcher.backend != "auto":
         return launcher.backend
-    enough = all(len(facts[h.index].gpus) >= h.workers * launcher.gpus_per_worker for h in hosts)
+    enough = all(usable_gpus(facts[h.index]) >= h.workers * launcher.gpus_per_worker for h in hosts)
     return "nccl" if enough else "gloo"
 
 
 def check_hosts(launcher: Launcher, kind: TaskKind, hosts: Sequence[HostPlan], facts: Mapping[int, HostFacts]) -> None:
     """Whether these hosts can do a step. Raises LaunchError or ValueError."""
     by_name = {host.name: facts[host.index] for host in hosts}
-    check_gpu_memory(launcher.gpu_memory_fraction, kind, by_name)
+    workers, backend = {host.name: host.workers for host in hosts}, None
+    if launcher.gpu_memory_fraction is not None and kind == "command":
+        raise ValueError("gpu_memory_fraction is for functions, scripts and modules: in a program nobody would set it")
+    if kind == "function":
+        backend = backend_for(launcher, hosts, facts)
+    check_gpus(backend, launcher.gpu_memory_fraction, launcher.gpus_per_worker, workers, by_name)
     if launcher.check_facts:
         launcher.check_facts(by_name)
     if kind != "function":
         return
-    if backend_for(launcher, hosts, facts) == "nccl":
-        check_nccl({host.name: host.workers for host in hosts}, launcher.gpus_per_worker, by_name)
     ours = sys.version_info[:2]
     for host in hosts:
         theirs = tuple(int(number) for number in facts[host.index].python.split(".")[:2])

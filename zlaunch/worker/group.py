@@ -110,8 +110,11 @@ def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
 
     Raises:
         DistStoreError: some ranks have not come within the timeout; which, and of which hosts.
+        RuntimeError: the PyTorch here has no such backend.
     """
     options: dict[str, Any] = {}
+    if step.backend:
+        _check_backend(step.backend)
     if step.backend == "nccl" or step.gpu_memory_fraction is not None:
         device = choose_gpu(step, seat)
         if step.backend == "nccl":  # its communicator is made at once, and on no other GPU
@@ -137,6 +140,14 @@ def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
         raise
     meeting.meet("connected", timeout)
     return meeting
+
+
+def _check_backend(name: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_backend_available(name):
+        raise RuntimeError(f"backend is {name!r}, and the PyTorch here ({torch.__version__}) is built without it")
 
 
 def _is_about_time(error: Exception) -> bool:
@@ -175,8 +186,19 @@ def _destroy() -> None:
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Do it; where it takes longer, come back without: a backend may wait for a peer that is gone."""
-    thread = threading.Thread(target=work, name="zlaunch-leave", daemon=True)
+    """Do it; where it takes longer, come back without: a backend may wait for a peer that is gone.
+
+    A new thread's GPU is the first one. All of a host's ranks would make a context there, so it gets the rank's own.
+    """
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    device = cuda.current_device() if cuda is not None and cuda.is_initialized() else -1
+
+    def on_our_gpu() -> None:
+        if cuda is not None and device >= 0:
+            cuda.set_device(device)
+        work()
+
+    thread = threading.Thread(target=on_our_gpu, name="zlaunch-leave", daemon=True)
     thread.start()
     thread.join(seconds)
 
