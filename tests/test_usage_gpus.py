@@ -144,6 +144,19 @@ def test_a_driver_whose_answers_cost_much_is_asked_less_often() -> None:
     assert watch.seen(100.0 + 2 * watch._pause) != (), "which counts until there is a newer one"
 
 
+def test_what_it_costs_to_find_the_driver_delays_no_answer() -> None:
+    """NVML's start takes far longer than its answers do."""
+
+    def opened() -> Meter:
+        burn(0.1)
+        return Ready()
+
+    watch = GpuWatch(opened=opened, there=lambda: True)
+    watch.ask(100.0)
+    until(lambda: watch._pause > 0, "its answer")
+    assert watch._pause < 10
+
+
 class Stuck(Meter):
     """A driver that answers once, and then hangs."""
 

@@ -87,34 +87,43 @@ def check_gpus(
 ) -> None:
     """Whether each rank has GPUs of its own where something wants that: so many for each, their memory, or nccl.
 
+    What PyTorch does with them it must be made for; so many for each may be wanted by any program.
+
     Raises:
         LaunchError: which hosts have too few, and why; or whose GPUs are another maker's.
     """
-    reasons = {
-        f"gpus_per_worker is {gpus_per_worker}": gpus_per_worker > 1,
-        f"gpu_memory_fraction is {fraction!r}": fraction is not None,
-        "backend is 'nccl'": backend == "nccl",
-    }
-    reason = next((reason for reason, counts in reasons.items() if counts), "")
-    short = [words for name, facts in hosts.items() if (words := _short(name, workers[name] * gpus_per_worker, facts))]
-    if reason and short:
-        hint = "; gloo needs none" if reason.startswith("backend") else ""
-        raise LaunchError(f"{reason}, and GPUs are missing on {', '.join(short)}{hint}")
+    wanted = {name: workers[name] * gpus_per_worker for name in hosts}
+    if gpus_per_worker > 1 and (short := _short(wanted, hosts)):
+        raise LaunchError(f"gpus_per_worker is {gpus_per_worker}, and GPUs are missing on {short}")
+    if fraction is not None and (short := _short(wanted, hosts) or _not_for_torch(hosts)):
+        raise LaunchError(f"gpu_memory_fraction is {fraction!r}, and GPUs are missing on {short}")
+    if backend != "nccl":
+        return
+    if short := _short(wanted, hosts) or _not_for_torch(hosts):
+        raise LaunchError(f"backend is 'nccl', and GPUs are missing on {short}; gloo needs none")
     makers = {name: maker_of_host(facts) for name, facts in hosts.items()}
-    if backend == "nccl" and len(set(makers.values())) > 1:
+    if len(set(makers.values())) > 1:
         amd = ", ".join(name for name, maker in makers.items() if maker == "amd")
         raise LaunchError(f"the GPUs of {amd} are AMD's, the others' NVIDIA's: no backend=\"nccl\" has both; gloo does")
 
 
-def _short(name: str, wanted: int, facts: HostFacts) -> str:
-    """The words for a host that has fewer GPUs than are wanted."""
-    usable = usable_gpus(facts)
-    if wanted <= usable:
-        return ""
-    why = f", {facts.gpu_trouble}" if facts.gpu_trouble else ""
-    if usable < len(facts.gpus):
-        why = f", for none of which PyTorch {facts.torch} is made"
-    return f"{name} ({wanted} wanted, {len(facts.gpus)} there{why})"
+def _short(wanted: Mapping[str, int], hosts: Mapping[str, HostFacts]) -> str:
+    """The words for hosts that have fewer GPUs than are wanted."""
+    words = []
+    for name, facts in hosts.items():
+        if wanted[name] > len(facts.gpus):
+            why = f", {facts.gpu_trouble}" if facts.gpu_trouble else ""
+            words.append(f"{name} ({wanted[name]} wanted, {len(facts.gpus)} there{why})")
+    return ", ".join(words)
+
+
+def _not_for_torch(hosts: Mapping[str, HostFacts]) -> str:
+    """The words for hosts whose GPUs their PyTorch cannot use."""
+    return ", ".join(
+        f"{name} (PyTorch {facts.torch} is not made for those there)"
+        for name, facts in hosts.items()
+        if not usable_gpus(facts)
+    )
 
 
 def hosts_of(hostnames: Sequence[str] | str) -> tuple[HostPlan, ...]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from bed.programs import until
 
 import zlaunch
 from zlaunch.systems.gpus import look
@@ -137,19 +140,19 @@ def test_memory_is_free_again_after_each_step(ranks: zlaunch.Launcher) -> None:
     before = used()
     for _ in range(3):
         assert one.run(take)[0] == GIBIBYTE // 4
-        assert used() < before + SLACK
+        until(lambda: used() < before + SLACK, "its memory")  # the driver may take it back a little later
 
 
 def test_a_rank_that_fails_leaves_no_memory(ranks: zlaunch.Launcher) -> None:
     def fail() -> None:
         torch.ones(GIBIBYTE // 4, device="cuda")
         torch.cuda.synchronize()
-        os.abort()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     before = used()
     with pytest.raises(zlaunch.WorkerFailedError):
         ranks.on(workers_per_host=1, backend=None).run(fail)
-    assert used() < before + SLACK
+    until(lambda: used() < before + SLACK, "its memory")
 
 
 def test_the_template_holds_no_gpu(ranks: zlaunch.Launcher) -> None:
@@ -169,8 +172,9 @@ def test_the_template_holds_no_gpu(ranks: zlaunch.Launcher) -> None:
         pynvml.nvmlShutdown()
     assert not templates & on_gpus
     for template in templates:
-        files = [os.readlink(f"/proc/{template}/fd/{fd}") for fd in os.listdir(f"/proc/{template}/fd")]
-        assert not [name for name in files if name.startswith("/dev/nvidia")]
+        for fd in os.listdir(f"/proc/{template}/fd"):
+            with suppress(FileNotFoundError):  # it has been closed since
+                assert not os.readlink(f"/proc/{template}/fd/{fd}").startswith("/dev/nvidia")
 
 
 # --- process groups ---------------------------------------------------------------------------------------------------
@@ -231,12 +235,12 @@ def test_cuda_in_the_process_that_launches() -> None:
 
 
 def test_usage_tells_of_the_gpu(tmp_path: Path) -> None:
-    """A rank that computes for six seconds: its GPU is busy, and the gibibyte that it holds is its own."""
+    """A rank that computes for ten seconds: its GPU is busy, and the gibibyte that it holds is its own."""
     script = tmp_path / "s.py"
     script.write_text(
         "import time, torch\n"
         f"held = torch.ones({GIBIBYTE // 4}, device='cuda')\n"
-        "matrix, end = torch.ones(4096, 4096, device='cuda'), time.monotonic() + 6\n"
+        "matrix, end = torch.ones(4096, 4096, device='cuda'), time.monotonic() + 10\n"
         "while time.monotonic() < end:\n    matrix @ matrix\n    torch.cuda.synchronize()\n"
     )
     words = ["run", "--local", "-n", "1", "--log-dir", "none", "--view", "json", str(script)]
@@ -253,5 +257,8 @@ def test_usage_tells_of_the_gpu(tmp_path: Path) -> None:
 
 
 def test_info_names_the_gpus() -> None:
-    done = subprocess.run([sys.executable, "-m", "zlaunch", "info"], capture_output=True, text=True, check=True)
-    assert GPUS[0].name in done.stdout
+    words = [sys.executable, "-m", "zlaunch", "info", "--json"]
+    told = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert [gpu["uuid"] for gpu in told["gpus"]] == [gpu.uuid for gpu in GPUS]
+    major, minor = torch.cuda.get_device_capability(0)
+    assert told["gpu_arch"] == f"sm_{major}{minor}"

@@ -95,17 +95,18 @@ class GpuWatch:
     def _work(self) -> None:
         meter: Meter | None = None
         while True:
-            if not self._asked.wait(None if meter is None else IDLE):
+            if not self._asked.wait(None if meter is None else self._pause + IDLE):
                 _close(meter)
                 meter = None
                 continue
             self._asked.clear()
-            at, began = self._question, time.thread_time()
+            at = self._question
             try:
-                meter = meter or self._open()
+                meter = meter or self._open()  # at times hundreds of milliseconds, but once
                 if meter is None:
                     self._useless = True
                     return
+                began = time.thread_time()
                 self._answer = (at, meter.read())
                 self._pause = (time.thread_time() - began) * THRIFT
             except Exception:  # a GPU that has fallen off its bus: there is nothing to tell of it
