@@ -190,6 +190,8 @@ def test_a_driver_without_a_device_is_no_gpu(tmp_path: Path, monkeypatch: pytest
 def test_amd_hides_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     amd_machine(monkeypatch, tmp_path, [Instinct(f"0x{place}FFF74B500001000") for place in range(3)])
     hidden = {"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}
+    copied = {"ROCR_VISIBLE_DEVICES": "1,2", "CUDA_VISIBLE_DEVICES": "1,2"}  # as Slurm sets all that it knows
+    assert [gpu.index for gpu in look(copied, tmp_path).gpus] == [1, 2]
     assert [gpu.index for gpu in look({}, tmp_path).gpus] == [0, 1, 2]
     assert look(hidden, tmp_path).gpus == (Gpu(2, "AMD Instinct MI300A", 64 << 30, "2fff74b500001000"),)
 

@@ -30,9 +30,12 @@ def look(env: Mapping[str, str], dev: Folder) -> Sight:
     finally:
         with suppress(Exception):
             amdsmi.amdsmi_shut_down()
-    # ROCR_VISIBLE_DEVICES hides devices below HIP, which then counts what is left.
-    left = select(found, env.get("ROCR_VISIBLE_DEVICES"))
+    # ROCR_VISIBLE_DEVICES hides devices below HIP, which then counts what is left; so it is for ranks: swap_rocr_hip.
+    rocr = env.get("ROCR_VISIBLE_DEVICES")
+    left = select(found, rocr)
     second = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in env else "CUDA_VISIBLE_DEVICES"
+    if second == "CUDA_VISIBLE_DEVICES" and env.get(second) == rocr:  # Slurm's copy
+        second = ""
     trouble = unnamed(found, "ROCR_VISIBLE_DEVICES", env) or unnamed(left, second, env)
     return Sight(select(left, env.get(second)), f"AMD: {trouble}" if trouble else "")
 

@@ -8,6 +8,7 @@ to the process that started us, and that all our ranks would inherit alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from types import MappingProxyType
 
 from ..model import Seat, Step
@@ -143,16 +144,22 @@ def swap_rocr_hip(env: dict[str, str]) -> dict[str, str]:
     """The environment with ROCR_VISIBLE_DEVICES moved into HIP_VISIBLE_DEVICES; it must be so before torch is imported.
 
     ROCR_VISIBLE_DEVICES filters in the runtime, below HIP, whose own variable then counts within what is left: where
-    both are set, the result is the node's devices that were left. Lists of UUIDs stay as they are.
+    both are set, the result is the node's devices that were left. Lists of UUIDs stay as they are. Where nothing is
+    left it is -1: HIP would take an empty list for none at all, and without ROCR_VISIBLE_DEVICES give all the node has.
+
+    HIP obeys CUDA_VISIBLE_DEVICES in the place of its own, so that counts likewise, but where it is Slurm's copy of
+    ROCR_VISIBLE_DEVICES: of the devices that are left it can't be meant.
     """
     rocr = _entries(env.get("ROCR_VISIBLE_DEVICES", ""))
-    if not rocr or not all(entry.isdigit() for entry in rocr):
+    if not rocr or not all(entry.isdecimal() for entry in rocr):
         return env
-    hip = env.get("HIP_VISIBLE_DEVICES")
+    cuda = env.get("CUDA_VISIBLE_DEVICES")
+    hip = env.get("HIP_VISIBLE_DEVICES", cuda if cuda != env["ROCR_VISIBLE_DEVICES"] else None)
     if hip is not None:
-        rocr = [rocr[int(i)] for i in _entries(hip) if i.isdigit() and int(i) < len(rocr)]
+        known = {str(place): device for place, device in enumerate(rocr)}
+        rocr = [known[place] for place in takewhile(known.__contains__, _entries(hip))]
     rest = {key: value for key, value in env.items() if key != "ROCR_VISIBLE_DEVICES"}
-    return rest | {"HIP_VISIBLE_DEVICES": ",".join(rocr)}
+    return rest | {"HIP_VISIBLE_DEVICES": ",".join(rocr) or "-1"}
 
 
 def _own_devices(env: dict[str, str], seat: Seat, count: int) -> dict[str, str]:
