@@ -111,6 +111,19 @@ def test_a_rank_that_leaves_before_it_joins_is_not_waited_for(cluster: zlaunch.L
     assert time.monotonic() - began < 20
 
 
+def go_without_the_others(gone: list[int]) -> None:
+    if rank() not in gone:
+        dist.barrier()
+
+
+def test_a_rank_that_leaves_the_others_waiting_is_named(cluster: zlaunch.Launcher) -> None:
+    world = cluster.on(workers_per_host=3, backend="gloo", worker_timeout=1)
+    with pytest.raises(RuntimeError) as e:
+        world.run(go_without_the_others, [1])
+    assert e.value.__cause__.rank in (0, 2)  # type: ignore[union-attr]
+    assert e.value.__notes__[0].startswith("rank 1 on localhost had come back from the function by then")
+
+
 def test_hosts_of_those_who_never_join(bed: Bed) -> None:
     launcher = zlaunch.Launcher(
         hostnames=["node1", "node2"],
@@ -128,6 +141,9 @@ def test_hosts_of_those_who_never_join(bed: Bed) -> None:
         with pytest.raises(zlaunch.WorkerFailedError) as e:
             launcher.run(lambda _: rank(), OnRank(2, lambda: os._exit(0)))
         assert (e.value.rank, e.value.hostname, e.value.exit_code) == (2, "node2", 0)
+        with pytest.raises(RuntimeError) as left:
+            launcher.on(worker_timeout=1).run(go_without_the_others, [0, 3])
+        assert left.value.__notes__[0].startswith("rank 0 on node1 and rank 3 on node2 had come back from")
 
 
 @pytest.mark.parametrize("way", ["return", "exit 0", "exit 3", "raise", "interrupt"])

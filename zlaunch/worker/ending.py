@@ -60,7 +60,7 @@ def describe(error: BaseException) -> tuple[str, bool]:
         text = "".join(traceback.format_exception(error))
     except Exception as second:  # a __str__ or a note that raises
         text = f"{type(error).__name__} (whose text could not be made: {type(second).__name__})\n"
-    return text, _says_that_a_peer_is_gone(error)
+    return text, says_that_a_peer_is_gone(error)
 
 
 @contextmanager
@@ -170,7 +170,8 @@ def _flush() -> None:
     linux.flush_c_streams()
 
 
-def _says_that_a_peer_is_gone(error: BaseException) -> bool:
+def says_that_a_peer_is_gone(error: BaseException) -> bool:
+    """Whether that is all that an error says, or one that it was raised from."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

@@ -10,7 +10,7 @@ from ..errors import SerializationError
 from ..model import Seat, Step
 from ..protocol import letter
 from .ending import Ending, Exit, Interrupted, describe, exit_status, show, strip, undisturbed
-from .group import abandon_group, close_group, open_group
+from .group import abandon_group, close_group, open_group, tell_who_has_left
 from .mpi import meet
 from .records import capture_records
 from .voice import Voice
@@ -46,6 +46,8 @@ def run_function(step: Step, seat: Seat, frames: list[memoryview], voice: Voice,
         show(error)
         return _failed(Interrupted(), voice)
     except BaseException as error:
+        if voice.ours:
+            tell_who_has_left(error, group)
         return _failed(_raised(error, voice), voice)
     if not voice.ours:  # a child that the function forked has come back from it in its parent's name
         return Exit(0)

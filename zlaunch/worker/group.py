@@ -26,15 +26,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
 from ..model import Seat, Step
 from . import linux
+from .ending import says_that_a_peer_is_gone
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +102,22 @@ class Meeting(Struct, frozen=True):
         hosts: dict[str, list[int]] = {}
         for rank in late:
             hosts.setdefault(host_of.get(rank, ""), []).append(rank)
-        names = " and ".join(_name(ranks) + (f" on {host}" if host else "") for host, ranks in hosts.items())
-        return f"Timed out after {timeout.total_seconds():g} s waiting for {names} ({when})"
+        return f"Timed out after {timeout.total_seconds():g} s waiting for {_names(hosts)} ({when})"
+
+    def who_has_left(self) -> str:
+        """The words for those who have come back from the function, each with its host; or nothing.
+
+        Of a store whose rank is gone nothing is asked: torch would print the stack of what it was asked by.
+        """
+        if self.has_server:
+            server = cast("Any", self.store).underlying_store  # torch types the base class alone
+            socket.create_connection((server.host, server.port), _ABANDONING).close()
+        hosts: dict[str, list[int]] = {}
+        for rank in range(self.seat.world_size):
+            if self.store.check([f"answered: {rank}"]):
+                host = self.store.get(f"answered: {rank}").decode().split(" ", 2)[2]
+                hosts.setdefault(host, []).append(rank)
+        return _names(hosts)
 
 
 def open_group(step: Step, seat: Seat, place: int) -> Meeting | None:
@@ -169,6 +184,21 @@ def close_group(meeting: Meeting | None) -> None:
     if meeting is None and (dist is None or not dist.is_initialized()):
         return
     _within((patience + _LEAVING).total_seconds(), leave)
+
+
+def tell_who_has_left(error: BaseException, meeting: Meeting | None) -> None:
+    """Add to an error that only says that a peer does not answer which ranks had gone by then, and answer no more."""
+    if meeting is None or not says_that_a_peer_is_gone(error):
+        return
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(Exception):
+            found.append(meeting.who_has_left())
+
+    _within(_ABANDONING, ask)
+    if found and found[0]:
+        error.add_note(f"{found[0]} had come back from the function by then, and took part in nothing more")
 
 
 def abandon_group() -> None:
@@ -252,6 +282,10 @@ def _await_listener(address: str, port: int, timeout: timedelta) -> None:
         else:
             return
     raise DistNetworkError(f"Timed out after {timeout.total_seconds():g} s waiting for rank 0 at {address} port {port}")
+
+
+def _names(hosts: Mapping[str, list[int]]) -> str:
+    return " and ".join(_name(ranks) + (f" on {host}" if host else "") for host, ranks in hosts.items())
 
 
 def _name(ranks: list[int]) -> str:
