@@ -22,7 +22,6 @@ from bed.programs import until
 from watch_rig import ZLAUNCH, Shell
 
 import zlaunch
-from zlaunch import runs, statefiles
 from zlaunch.cli.attach import attach
 from zlaunch.cli.grammar import UsageError
 from zlaunch.cli.main import main
@@ -35,7 +34,8 @@ from zlaunch.link.visitor import Turned, Visitor
 from zlaunch.link.words import LinkError
 from zlaunch.model import Fate, FateKind, HostPlan
 from zlaunch.protocol import gallery as words
-from zlaunch.story import ALL, LINES, TAIL, Story
+from zlaunch.registry import files, runs
+from zlaunch.registry.story import ALL, LINES, TAIL, Story
 
 
 @pytest.fixture
@@ -328,11 +328,11 @@ def returns() -> int:
 def test_a_short_step_is_not_written_down(cluster: zlaunch.Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.run(returns)
     until(lambda: runs.look().runs == (), "the end of the entry of a step that may have been long")
-    monkeypatch.setattr("zlaunch.watching.UNSEEN", 60.0)  # on a busy machine no step is short
+    monkeypatch.setattr("zlaunch.registry.watching.UNSEEN", 60.0)  # on a busy machine no step is short
     runs.enter(entry_of("other"))
-    before = Path(statefiles.folder()).stat().st_mtime_ns
+    before = Path(files.folder()).stat().st_mtime_ns
     assert list(cluster.run(returns)) == [1, 1]
-    assert Path(statefiles.folder()).stat().st_mtime_ns == before
+    assert Path(files.folder()).stat().st_mtime_ns == before
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_only_its_own_host_forgets_a_run(capsys: pytest.CaptureFixture[str]) -> 
     assert "run elsewhere on faraway does not answer" in said.err
     assert main(["attach", "elsewhere"]) == 125
     assert "cannot be reached from here" in capsys.readouterr().err
-    assert len(list(Path(statefiles.folder()).iterdir())) == 3
+    assert len(list(Path(files.folder()).iterdir())) == 3
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a pid namespace")

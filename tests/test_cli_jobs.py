@@ -20,10 +20,10 @@ from bed.programs import until
 from bed.slurm import Slurm
 from sites import Site
 
-from zlaunch import registry
 from zlaunch.cli.logs import PIECE, Tail
 from zlaunch.cli.main import main
 from zlaunch.cli.run import ECHO
+from zlaunch.registry import submitted
 
 ROOT = Path(__file__).parent.parent
 ZLAUNCH = [sys.executable, "-m", "zlaunch"]
@@ -342,8 +342,8 @@ def remembered(**changes: object) -> None:
     there: dict[str, Any] = {"cluster": "", "name": "n", "folder": "/f", "argv": ("zlaunch",), "hostname": "h"}
     there |= {"out": None, "err": None, "log_dir": None, "nodes": 1, "ranks": 1, "grace": 1.0, "own": False}
     there |= {"scheduler": "slurm", "job": "1", "submitted": 1.0, "ended": 5.0, "word": "COMPLETED"}
-    Path(registry.folder()).mkdir(0o700, parents=True, exist_ok=True)
-    registry._write(registry.folder(), registry.BatchJob(**{**there, **changes}))
+    Path(submitted.folder()).mkdir(0o700, parents=True, exist_ok=True)
+    submitted._write(submitted.folder(), submitted.BatchJob(**{**there, **changes}))
 
 
 def test_a_job_of_an_unknown_scheduler_is_its_own_trouble(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from bed import Bed
 from bed.programs import until
 from watch_rig import ZLAUNCH, Shell, gone
 
-from zlaunch import runs, statefiles
 from zlaunch.cli.detach import CONSOLE
+from zlaunch.registry import files, runs
 
 PATIENCE = 30.0
 
@@ -157,7 +157,7 @@ def test_two_of_one_second(shell: Shell) -> None:
         ids = {one.finish()[1].strip(), other.finish()[1].strip()}
     assert set(shell.ps()) == ids
     assert len(ids) == 2
-    assert len(list(Path(statefiles.folder()).iterdir())) == 2
+    assert len(list(Path(files.folder()).iterdir())) == 2
     for run in ids:
         assert shell.types("stop", run).returncode == 0
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bed.programs import until
 
-from zlaunch import runs
+from zlaunch.registry import runs
 
 ROOT = Path(__file__).parent.parent
 ZLAUNCH = [sys.executable, "-m", "zlaunch"]

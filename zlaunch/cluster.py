@@ -21,6 +21,7 @@ from .link.memory import write_memfd
 from .model import Bind, HostFacts, HostPlan, RanksCommand, Step, TemplateSpec
 from .plan import Errand, place_ranks
 from .protocol.envelope import Buffer
+from .registry.watching import Watching
 from .result import Run
 from .supervisor.agents import Start
 from .supervisor.happenings import RunOrder
@@ -28,7 +29,6 @@ from .supervisor.loop import SupervisorLoop
 from .supervisor.payloads import Answer
 from .view.desk import Desk
 from .view.settings import ViewSettings
-from .watching import Watching
 
 STOP_PATIENCE = 20.0
 """Seconds after which a stop that has not come to its end is given up: whoever hangs then is named by the errors."""

@@ -19,13 +19,13 @@ from typing import get_args
 
 from msgspec.structs import replace
 
-from .. import runs
 from ..events import Event, Notice, Output, RankEnded, RunEnded, RunRestarting
 from ..failure import exit_status
 from ..link.visitor import Visitor
 from ..link.words import LinkError
 from ..protocol.gallery import Missed, Told, Welcome
-from ..runs import RunEntry
+from ..registry import runs
+from ..registry.runs import RunEntry
 from ..surroundings import say
 from ..view.desk import Desk
 from ..view.settings import ViewName, ViewSettings, log_level

@@ -19,7 +19,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, Literal
 
-from .. import runs
+from ..registry import runs
 from ..result import Run
 from ..surroundings import say
 from .grammar import UsageError

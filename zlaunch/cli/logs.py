@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
-from ..registry import BatchJob
+from ..registry.submitted import BatchJob
 from ..surroundings import say
 from ..view.files import safe_name
 from .doorbell import reader_to_watch

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from .. import registry, runs
 from ..backends.scheduler import State
-from ..registry import BatchJob
-from ..runs import RunEntry
+from ..registry import runs, submitted
+from ..registry.runs import RunEntry
+from ..registry.submitted import BatchJob
 from ..surroundings import say
 from .grammar import UsageError
 from .queues import Elsewhere, Unreachable, cluster, is_settled, look_at, printable, remembered
@@ -50,7 +50,7 @@ def ps(*, all_jobs: bool, as_json: bool) -> int:
     Raises:
         OSError: the registry cannot be read.
     """
-    jobs, living = registry.look(), runs.look()
+    jobs, living = submitted.look(), runs.look()
     rows = _rows(jobs.jobs)
     rows = sorted([*_joined(rows, living.runs), *_rows_of_runs(rows, living.runs)], key=lambda row: row.began)
     shown = [row for row in rows if all_jobs or not row.state.over]

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from .. import registry
 from ..asking import PATIENCE, call
 from ..backends import schedulers
 from ..backends.scheduler import Scheduler, State
 from ..backends.schedulers import TABLE
 from ..errors import LaunchError
-from ..registry import BatchJob
+from ..registry import submitted
+from ..registry.submitted import BatchJob
 from .grammar import UsageError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -102,8 +102,8 @@ def find(job: str, scheduler: str | None) -> BatchJob | None:
         UsageError: there are several.
         OSError: the registry cannot be read.
     """
-    wanted = registry.same_id(job)
-    found = [one for one in registry.look().jobs if one.job == wanted and scheduler in (None, one.scheduler)]
+    wanted = submitted.same_id(job)
+    found = [one for one in submitted.look().jobs if one.job == wanted and scheduler in (None, one.scheduler)]
     if len(found) > 1:
         found = [one for one in found if one.cluster == cluster(one.scheduler)] or found
     if len(found) > 1:
@@ -149,10 +149,10 @@ def look_at(job: BatchJob, here: str, *, again: bool = False) -> tuple[BatchJob,
             raise Elsewhere(f"job {job.job} is not known to {where}")
         found = State("ended", over=True)
     if not found.over:
-        return (registry.revive(job) if job.ended else job), found
+        return (submitted.revive(job) if job.ended else job), found
     if job.ended and (job.word, job.why) == (found.word, found.why):
         return job, found
-    return registry.end(job, found.word, found.why), found
+    return submitted.end(job, found.word, found.why), found
 
 
 def _answer(argv: Sequence[str], table: Scheduler, patience: float = PATIENCE) -> str:

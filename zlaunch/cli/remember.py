@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from .. import registry
 from ..backends import schedulers
+from ..registry import submitted
 from ..surroundings import say
 from .job import Job
 from .papers import Papers
@@ -28,11 +28,11 @@ def remember(job: Job, papers: Papers, number: str, answer: str) -> None:
     elsewhere = own or any(name.lstrip("~") in table.outputs for name, _ in job.request.extra)
     out, err = (None, None) if elsewhere else papers.outputs()
     try:
-        registry.add(
-            registry.BatchJob(
+        submitted.add(
+            submitted.BatchJob(
                 scheduler=job.scheduler,
                 cluster=table.sent_to(answer) or cluster(job.scheduler),
-                job=registry.same_id(number),
+                job=submitted.same_id(number),
                 name=job.request.name or job.name,
                 folder=os.path.abspath(papers.folder or ""),
                 out=out,

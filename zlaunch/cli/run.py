@@ -99,7 +99,7 @@ def run(job: Job, hand: Hand | None = None) -> int:
 def _note_down(running: Run[None], job: Job) -> None:
     """A batch job's logs are found by what runs in it."""
     if job.inside:
-        from ..registry import began
+        from ..registry.submitted import began
 
         places = [(host.name, host.workers) for host in running.hosts]
         began(job.scheduler, job.inside, running.id, places, job.log_dir and os.path.abspath(job.log_dir))

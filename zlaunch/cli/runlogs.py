@@ -8,8 +8,8 @@ import select
 import sys
 from collections.abc import Iterator
 
-from .. import runs
-from ..runs import RunEntry
+from ..registry import runs
+from ..registry.runs import RunEntry
 from ..surroundings import say
 from ..view.files import rank_file
 from .doorbell import reader_to_watch

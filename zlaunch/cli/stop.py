@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import time
 
-from .. import registry
 from ..backends.scheduler import State
 from ..events import RunEnded
-from ..registry import BatchJob
-from ..runs import RunEntry
+from ..registry import submitted
+from ..registry.runs import RunEntry
+from ..registry.submitted import BatchJob
 from ..surroundings import say
 from .grammar import UsageError
 from .queues import UNKNOWN, Unreachable, cancel, cluster, find, look_at, printable, state, title, warn
@@ -117,7 +117,7 @@ class _Stopping:
     def __init__(self, known: BatchJob | None, scheduler: str, job: str) -> None:
         self.known = known
         self.scheduler = known.scheduler if known else scheduler
-        self.id = known.job if known else registry.same_id(job)
+        self.id = known.job if known else submitted.same_id(job)
         self._here = cluster(self.scheduler) if known else ""
 
     def look(self) -> State:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .. import registry, runs
-from ..registry import BatchJob
-from ..runs import RunEntry
+from ..registry import runs, submitted
+from ..registry.runs import RunEntry
+from ..registry.submitted import BatchJob
 from .grammar import UsageError
 from .queues import printable
 
@@ -27,7 +27,7 @@ def find_run(word: str, scheduler: str | None = None) -> RunEntry | None:
     of_job = run_of(word, scheduler)
     ways: tuple[Callable[[RunEntry], bool], ...] = (
         lambda entry: entry.run == word,
-        lambda entry: bool(entry.job) and entry.job == registry.same_id(word) and scheduler in (None, entry.scheduler),
+        lambda entry: bool(entry.job) and entry.job == submitted.same_id(word) and scheduler in (None, entry.scheduler),
         lambda entry: entry.run == of_job,
         lambda entry: entry.name == word,
         lambda entry: entry.run.startswith(word),
@@ -47,7 +47,7 @@ def the_run(word: str, scheduler: str | None = None) -> RunEntry:
     found = find_run(word, scheduler)
     if found is not None:
         return found
-    job = next((job for job in registry.look().jobs if job.job == registry.same_id(word)), None)
+    job = next((job for job in submitted.look().jobs if job.job == submitted.same_id(word)), None)
     if job is not None:
         raise UsageError(_no_run_of(job), f"zlaunch logs {job.job} shows what it has printed")
     raise UsageError(f"no run {word} is known here", "zlaunch ps lists those that are")
@@ -55,8 +55,8 @@ def the_run(word: str, scheduler: str | None = None) -> RunEntry:
 
 def run_of(job: str, scheduler: str | None) -> str | None:
     """The id of a batch job's run, where it has told us."""
-    wanted = registry.same_id(job)
-    known = [one for one in registry.look().jobs if one.job == wanted and scheduler in (None, one.scheduler)]
+    wanted = submitted.same_id(job)
+    known = [one for one in submitted.look().jobs if one.job == wanted and scheduler in (None, one.scheduler)]
     return next((one.run for one in known if one.run), None)
 
 

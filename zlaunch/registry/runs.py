@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from . import statefiles
-from .link.ticket import Ticket
-from .statefiles import LATEST
+from ..link.ticket import Ticket
+from . import files
+from .files import LATEST
 
 KEPT_FOR = 7 * 24 * 3600.0
 """Seconds that a detached run is remembered for after its end."""
@@ -121,13 +121,13 @@ def whereabouts(place: Place) -> Whereabouts:
 
 def path(run: str) -> str:
     """The file of a run."""
-    return os.path.join(statefiles.folder(), f"{KIND}{run}.json")
+    return os.path.join(files.folder(), f"{KIND}{run}.json")
 
 
 def enter(entry: RunEntry) -> None:
     """Write down a run, or what is new of it. Raises OSError."""
-    statefiles.prepared()
-    statefiles.write(path(entry.run), entry)
+    files.prepared()
+    files.write(path(entry.run), entry)
 
 
 def remove(run: str) -> None:
@@ -143,7 +143,7 @@ def end(entry: RunEntry, outcome: str, status: int) -> None:
         return
     done = msgspec.structs.replace(entry, state=outcome, status=status, ended=time.time(), ticket=None)
     with suppress(OSError):
-        statefiles.write(path(entry.run), done)
+        files.write(path(entry.run), done)
 
 
 def look() -> Found:
@@ -154,7 +154,7 @@ def look() -> Found:
     """
     runs: list[RunEntry] = []
     odd: list[str] = []
-    for file in statefiles.names(KIND):
+    for file in files.names(KIND):
         try:
             entry = _read(file)
         except FileNotFoundError:
@@ -172,8 +172,8 @@ def look() -> Found:
 def forget() -> None:
     """Those that have ended here without a word, or long ago. Nothing is raised."""
     with suppress(OSError):
-        place = statefiles.folder()
-        statefiles.sweep(place, KIND)
+        place = files.folder()
+        files.sweep(place, KIND)
         _superfluous(look().runs)
 
 
@@ -185,7 +185,7 @@ def _superfluous(found: Sequence[RunEntry]) -> None:
 
 
 def _read(file: str) -> RunEntry:
-    entry = statefiles.read(file, RunEntry)
+    entry = files.read(file, RunEntry)
     if not (0 <= entry.started < LATEST and 0 <= entry.ended < LATEST and math.isfinite(entry.grace)):
         raise ValueError("no times")
     if os.path.basename(file) != os.path.basename(path(entry.run)):

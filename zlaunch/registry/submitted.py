@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from . import statefiles
-from .statefiles import LATEST, folder
+from . import files
+from .files import LATEST, folder
 
 KEPT_FOR = 7 * 24 * 3600.0
 """Seconds that a job is remembered for after it was seen to have ended."""
@@ -87,7 +87,7 @@ def add(job: BatchJob) -> None:
     Raises:
         OSError: it could not be written.
     """
-    place = statefiles.prepared()
+    place = files.prepared()
     _write(place, job)
     with suppress(OSError):
         _forget(place)
@@ -100,7 +100,7 @@ def look() -> Found:
         OSError: the folder cannot be read, or belongs to somebody else.
     """
     jobs, odd = [], []
-    for path in statefiles.names(_KIND):
+    for path in files.names(_KIND):
         try:
             jobs.append(_read(path))
         except FileNotFoundError:
@@ -153,7 +153,7 @@ def began(scheduler: str, job: str, run: str, hosts: Sequence[tuple[str, int]], 
 
 def _forget(place: str) -> None:
     now = time.time()
-    statefiles.sweep(place, _KIND)
+    files.sweep(place, _KIND)
     jobs = look().jobs
     for job in {_path(place, one): one for one in _superfluous(jobs, now)}:
         with suppress(FileNotFoundError):
@@ -173,11 +173,11 @@ def _path(place: str, job: BatchJob) -> str:
 
 
 def _write(place: str, job: BatchJob) -> None:
-    statefiles.write(_path(place, job), job)
+    files.write(_path(place, job), job)
 
 
 def _read(path: str) -> BatchJob:
-    job = statefiles.read(path, BatchJob)
+    job = files.read(path, BatchJob)
     if not (0 <= job.submitted < LATEST and 0 <= job.ended < LATEST and math.isfinite(job.grace)):
         raise ValueError("no times")
     return job

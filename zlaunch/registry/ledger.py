@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
-from .events import (
+from ..events import (
     AgentConnected,
     AgentLost,
     Event,
@@ -25,9 +25,9 @@ from .events import (
     RunStarted,
     Usage,
 )
+from ..view.records import RecordSplitter
 from .runs import RunEntry
 from .story import Story
-from .view.records import RecordSplitter
 
 _OfRun: TypeAlias = RunStarted | RankStarted | Output | Redrawn | Record | Usage | RankEnded | RunRestarting | RunEnded
 

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ..events import Event, Notice, RunEnded
+from ..failure import exit_status
+from ..supervisor.happenings import RunOrder
+from ..systems.interfaces import own_addresses
 from . import runs
-from .events import Event, Notice, RunEnded
-from .failure import exit_status
+from .ledger import Ledger, Watched
 from .runs import RunEntry
-from .supervisor.happenings import RunOrder
-from .systems.interfaces import own_addresses
-from .watched import Ledger, Watched
 
 if TYPE_CHECKING:
-    from .link.gallery import Gallery
+    from ..link.gallery import Gallery
 
 UNSEEN = 0.2
 """Seconds that a run may take without anybody seeing it."""
@@ -197,14 +197,14 @@ class Watching:
 
     def _open(self) -> Gallery:
         if self._gallery is None:
-            from .link.gallery import Gallery
+            from ..link.gallery import Gallery
 
             self._gallery = Gallery([interface.address for interface in own_addresses()])
         return self._gallery
 
     def _serve(self, gallery: Gallery, patience: float | None) -> None:
-        from .link.gallery import Came
-        from .protocol.gallery import Present, Told, Welcome
+        from ..link.gallery import Came
+        from ..protocol.gallery import Present, Told, Welcome
 
         happened = gallery.poll(patience, {self._wake})[0]
         self._report(gallery)
@@ -240,7 +240,7 @@ class Watching:
             queue, missed = self._ledger.take()
         ended = [run for run, event in queue if isinstance(event, RunEnded)]
         if self._gallery is not None:
-            from .protocol.gallery import Told
+            from ..protocol.gallery import Told
 
             for run, lines in missed.items():  # before the queue, in which may be the end
                 self._gallery.missed(run, lines)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from .events import (
+from ..events import (
     AgentConnected,
     AgentLost,
     Event,
