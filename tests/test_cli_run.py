@@ -305,16 +305,6 @@ def test_a_failed_run_is_started_again(start: Callable[..., Started], tmp_path: 
     assert start(*RUN, "-n", "1", "--max-restarts", "1", prog).end()[0] == 5
 
 
-def test_a_folder_that_is_gone(start: Callable[..., Started], tmp_path: Path) -> None:
-    line = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m zlaunch run -n 1 true"
-    done = subprocess.run(
-        ["sh", "-c", line], cwd=tmp_path, env=_ENVIRON, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 125, done.stderr
-    assert done.stderr.startswith("zlaunch: ")
-    assert "Traceback" not in done.stderr
-
-
 def test_verbose_saves_the_hosts(start: Callable[..., Started], tmp_path: Path) -> None:
     prog = script(tmp_path, "pass\n")
     assert start(*RUN, "-n", "1", "-v", prog).end()[0] == 0

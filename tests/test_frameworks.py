@@ -66,10 +66,24 @@ def test_scripts(bed: Bed, where: str, capfd: pytest.CaptureFixture[str]) -> Non
             assert "zlaunch:" not in notes, notes  # of anything that could not be forked, or else
             (found,) = re.findall(rf"^\[rank 0\] {last}$", said, re.MULTILINE)
             assert name != "from_environment" or found == ("0, 0, 0, 0" if where == "four ranks here" else "0, 0, 1, 1")
+        check_record(ranks, capfd)
         if where == "four ranks here" and {"accelerate", "lightning"} <= set(there):
             check_functions(ranks.on(workers_per_host=2, backend="gloo"))
     if len(there) < len(PRELOAD):
         pytest.skip(f"of {len(PRELOAD)} packages only {', '.join(there)} are installed")
+
+
+def check_record(ranks: zlaunch.Launcher, capfd: pytest.CaptureFixture[str]) -> None:
+    script = EXAMPLES / "record_error.py"
+    ranks.run_script(script, "--culprit", "-1")
+    said = capfd.readouterr().out
+    for rank in range(4):
+        assert f"[rank {rank}] rank {rank}: the ranks' losses add up to 2.0\n" in said
+    with pytest.raises(zlaunch.WorkerFailedError) as caught:
+        ranks.run_script(script, "--culprit", "3")
+    assert caught.value.rank == 3
+    assert "BadLoss: the loss on rank 3 is nan" in str(caught.value)
+    capfd.readouterr()
 
 
 def test_the_same_file_under_torchrun() -> None:
@@ -100,11 +114,6 @@ def test_recorded_where_it_is_asked_for(tmp_path: Path) -> None:
     script = str(EXAMPLES / "record_error.py")
     run("-m", "zlaunch", "run", "-n", "2", "--env", f"TORCHELASTIC_ERROR_FILE={asked}", script, status=1)
     assert json.loads(asked.read_text())["message"]
-
-
-def test_record_without_an_error() -> None:
-    done = run("-m", "zlaunch", "run", "-n", "2", str(EXAMPLES / "record_error.py"), "--culprit", "-1")
-    assert "[rank 1] rank 1: the ranks' losses add up to 1.0\n" in done.stdout
 
 
 # --- functions --------------------------------------------------------------------------------------------------------

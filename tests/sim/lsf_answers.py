@@ -168,9 +168,9 @@ def _json(jobs: Mapping[int, Job | None], fields: Sequence[str], records: Sequen
 
 def report(job: Job, *, above: bool) -> str:
     """What is written to the file of ``-o`` at the end of a job; ``above``: after the output, not before it."""
-    fate = "Done" if job.state == "DONE" else "Exited"
+    fate = "Exited" if job.exit_code else "Done"
     times = [time.ctime(moment) for moment in (job.submitted, job.began, job.ended)]
-    end = ["Successfully completed."] if job.state == "DONE" else [f"Exited with exit code {job.exit_code}."]
+    end = [f"Exited with exit code {job.exit_code}."] if job.exit_code else ["Successfully completed."]
     if job.reason:
         end.insert(0, f"{job.reason}: {REASONS[job.reason]}.")
     lines = [

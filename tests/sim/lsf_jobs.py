@@ -217,11 +217,12 @@ class Job(Watched):
         self._back.set()
 
     def _end(self, state: str) -> None:
-        self.state, self.ended = state, time.time()
+        self.ended = time.time()
         if state == "DONE" and self.reason == "TERM_OWNER":
             self.reason = ""  # it was faster
         if self.hosts:
             self._write()
+        self.state = state  # its files are whole by then
         self.changed()
 
     def changed(self) -> None:

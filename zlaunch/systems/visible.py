@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from msgspec import Struct
-
-from ..model import Gpu
+if TYPE_CHECKING:
+    from ..model import Gpu
 
 Folder: TypeAlias = str | os.PathLike[str]
 
@@ -16,7 +15,7 @@ _LONGEST = 300
 """Characters of what a driver's library says."""
 
 
-class Sight(Struct, frozen=True):
+class Sight(NamedTuple):
     """What is seen of GPUs."""
 
     gpus: tuple[Gpu, ...] = ()
