@@ -115,6 +115,15 @@ def test_a_rank_that_has_answered_may_end_by_itself_for_a_second() -> None:
     assert (pair.ended[0].cause.rank, pair.ended[0].cause.exit_code) == (1, 1)
 
 
+def test_a_rank_that_only_misses_a_peer_is_asked_to_end_at_once() -> None:
+    pair = connected(3)
+    pair.submit(order("r", pair, grace=30.0))
+    pair.hosts[0].raises(2, "RuntimeError: Connection closed by peer", symptom=True, ends=False)
+    pair.hosts[0].raises(1, "ValueError: x", ends=False)
+    pair.advance(0.1)
+    assert pair.hosts[0].signals == [(0, signal.SIGTERM), (2, signal.SIGTERM)]
+
+
 def test_a_rank_that_has_answered_and_does_not_end_is_asked_to_then() -> None:
     pair = connected(2)
     pair.hosts[0].ignores_sigterm = {0}

@@ -163,7 +163,7 @@ class AgentCore(Struct):
             return [*dropped, *self._signal_all(step, signal.SIGKILL)]
         if not stopping.begin(now, grace):
             return dropped
-        return [*dropped, *self._signal_all(step, signal.SIGTERM, but=RankState.ANSWERED)]
+        return [*dropped, *self._signal_all(step, signal.SIGTERM, but_finishing=True)]
 
     def _drop_waiting(self, step: HostStep, now: float) -> list[do.Effect]:
         """Ranks that nobody has called for yet never start."""
@@ -175,15 +175,11 @@ class AgentCore(Struct):
                 effects.append(do.Ended(step.key, rank.fate))
         return [*effects, *self._all_ended()]
 
-    def _signal_all(self, step: HostStep, number: int, but: RankState | None = None) -> list[do.Effect]:
+    def _signal_all(self, step: HostStep, number: int, *, but_finishing: bool = False) -> list[do.Effect]:
         effects: list[do.Effect] = []
         for rank in step.ranks.values():
             again = rank.signalled and number == signal.SIGTERM
-            if (
-                rank.machine.state in (RankState.RUNNING, RankState.ANSWERED)
-                and rank.machine.state != but
-                and not again
-            ):
+            if rank.is_there and not again and not (but_finishing and rank.finishes):
                 rank.signalled = True
                 effects.append(do.Signal(step.key, rank.seat.rank, number))
         return effects

@@ -23,6 +23,16 @@ class Rank(Struct):
     """Its answer came after our signal."""
     machine: Machine[RankState] = field(default_factory=lambda: Machine(RANK_TABLE, RankState.WAITING))
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it is a process."""
+        return self.machine.state in (RankState.RUNNING, RankState.ANSWERED)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether it has answered and ends by itself; one that only misses a peer has nothing left to do."""
+        return self.machine.state is RankState.ANSWERED and not (self.answer and self.answer.symptom)
+
 
 def verdict(rank: Rank, event: on.RankExited, answers: bool) -> Fate:
     """What the exit status and the answer together say; ``answers``: whether one was to be expected."""
