@@ -303,7 +303,7 @@ ROWS: tuple[Row, ...] = (
         "from the first line to the end of the run; the floor: plain lines into the same terminal",
         (
             Contestant("zlaunch", partial(terminal_lines, "live", LINES), "zlaunch", times_floor=1.25),
-            _floor("zlaunch, plain", partial(terminal_lines, "plain", LINES)),
+            _floor("the plain view", partial(terminal_lines, "plain", LINES)),
         ),
     ),
     Row(
