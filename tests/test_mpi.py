@@ -125,6 +125,15 @@ def test_a_rank_that_is_killed_is_told_as_soon_as_without_mpi(staying: Any) -> N
     assert error.failures[0].at - began < SOON
 
 
+def test_mpirun_does_not_wait_for_those_that_it_kills() -> None:
+    """It would, for a second, after every fourth death of a rank; and so would whoever waits for the step."""
+    name = "odls_base_sigkill_timeout"
+    words = ["ompi_info", "--param", "odls", "base", "--level", "9", "--parsable"]
+    known = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+    assert f":{name}:" in known
+    assert list(here(2).run(os.getenv, f"OMPI_MCA_{name}")) == ["0", "0"]
+
+
 def test_a_launcher_that_is_killed_is_named(staying: Any) -> None:
     run, _, _ = staying
     (mpirun,) = _running(shutil.which("mpirun") or "")

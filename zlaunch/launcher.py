@@ -35,6 +35,7 @@ from .steps import (
     check_function,
     check_hosts,
     check_preload,
+    check_words,
     choose,
     counted,
     make_errands,
@@ -286,7 +287,8 @@ class Launcher:
     # --- the inside -------------------------------------------------------------------------------------------------
 
     def _submit(self, kind: TaskKind, argv: Sequence[str], dump: Dump | None, name: str) -> Run[Any]:
-        check_fields(self, argv)
+        check_fields(self)
+        check_words(argv)
         places = self._places()
         tasks: dict[bool, Sequence[Buffer]] = dict.fromkeys((True, False), dump() if dump else ())
         cluster = self._shared.cluster

@@ -125,6 +125,13 @@ def check_function(func: object) -> None:
         raise TypeError(f"{func!r} is async, and nothing would await it: give a function that calls asyncio.run(...)")
 
 
+def check_words(argv: Sequence[object]) -> None:
+    """Raises TypeError for an argument of a script or program that is no text."""
+    for word in argv:
+        if not isinstance(word, str):
+            raise TypeError(f"the arguments of a script or program are texts, not {word!r}")
+
+
 def check_preload(modules: Sequence[str]) -> None:
     """Raises LaunchError for a module that is not there, before any host fails to import it."""
     for module in modules:

@@ -22,6 +22,9 @@ _OPEN_MPI = {
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_plm_rsh_no_tree_spawn": "1",  # from here to each host, as ssh goes for agents; hosts may not reach others
     "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
+    # A rank that was killed has not left MPI, and so mpirun kills the callers as they go: at once, not a second later.
+    "OMPI_MCA_odls_base_sigkill_timeout": "0",
+    "PRTE_MCA_odls_base_sigkill_timeout": "0",
 }
 
 
