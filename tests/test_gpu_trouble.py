@@ -68,6 +68,14 @@ def test_the_real_library_without_a_driver(tmp_path: Path) -> None:
     assert look({}, tmp_path).trouble.startswith("NVIDIA: there is a GPU, and its driver cannot be asked: ")
 
 
+def test_a_driver_whose_files_are_still_to_be_made(nvml: Nvml, tmp_path: Path) -> None:
+    """NVML makes them, when it is asked for the first time since the machine has started."""
+    (tmp_path / "dev").mkdir()
+    assert look({}, tmp_path / "dev") == Sight()
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    assert len(look({}, tmp_path / "dev").gpus) == len(nvml.boards)
+
+
 def test_a_gpu_that_is_lost_is_numbered(nvml: Nvml, tmp_path: Path) -> None:
     """And those who leave it out have the others."""
     nvml.boards[1].refused = pynvml.NVML_ERROR_GPU_IS_LOST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from bed import Bed
 
 import zlaunch
+from zlaunch.worker import group
 
 
 def rank() -> int:
@@ -188,3 +190,15 @@ def test_a_backend_that_the_pytorch_there_has_not(cluster: zlaunch.Launcher, bac
         pytest.skip(f"this PyTorch has {backend}")
     with pytest.raises(RuntimeError, match=f"backend is '{backend}', and the PyTorch here .* is built without it"):
         cluster.on(backend=backend, workers_per_host=1).run(int)
+
+
+def test_a_thread_that_leaves_the_group_uses_the_ranks_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own words for it stand in for a GPU: a new thread would begin on the first one."""
+    chosen: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: chosen.append((threading.current_thread().name, gpu)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: chosen.append(("left", -1)))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    group.abandon_group()
+    assert chosen == [("zlaunch-leave", 3), ("left", -1)]

@@ -50,7 +50,8 @@ class Office:
     def tell(self, *events: Event) -> None:
         for event in events:
             if isinstance(event, RunStarted):  # as whoever starts a run tells it
-                self.desk.put(replace(event, log_folder=self.desk.log_folder(event.run, time.time())))
+                folder = event.log_folder or self.desk.log_folder(event.run, time.time())
+                self.desk.put(replace(event, log_folder=folder))
             else:
                 self.desk.put(event)
 
@@ -339,6 +340,29 @@ def test_a_failed_run_is_reported_with_its_file(tmp_path: Path) -> None:
         here.tell(started(1, "r2"), ended(0, run="r2"), over(ended(0).fate, run="r2"))
         assert here.settled()
         assert here.desk.log_file("r2", 0) is None, "a silent success leaves no files"
+
+
+def test_who_only_watches_is_told_of_the_failed_ranks_file(tmp_path: Path) -> None:
+    """It is where the run was started, and may be seen from here."""
+    (tmp_path / "node[1].log").touch()
+    for folder, told in ((tmp_path, True), (tmp_path / "elsewhere", False)):
+        with office(ViewSettings(report=True)) as here:
+            death = ended(1, FateKind.SIGNALED, signal=9)
+            here.tell(replace(started(2), log_folder=str(folder)), ended(0), death, over(ended(0).fate, death.fate))
+            assert here.settled()
+            last = here.err.getvalue().decode().splitlines()[-1]
+            assert (last == f"zlaunch: its whole output: {folder}/node[1].log") is told
+    assert [path.name for path in tmp_path.iterdir()] == ["node[1].log"], "and nothing is written there"
+
+
+def test_a_hosts_file_has_the_first_line_of_an_exception(tmp_path: Path) -> None:
+    trace = 'Traceback (most recent call last):\n  File "t.py", line 1, in <module>\nValueError: it is so\nand so\n'
+    failure = ended(0, FateKind.RAISED, text=trace)
+    with office(ViewSettings(log_dir=str(tmp_path))) as here:
+        here.tell(started(1), failure, over(failure.fate))
+        assert here.settled()
+        (file,) = tmp_path.glob("*/node.log")
+        assert "raised ValueError: it is so\n" in file.read_text()
 
 
 # --- files ----------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def may_be_there(dev: Folder) -> bool:
     with suppress(OSError):
         if any(name.startswith("nvidia") or name == "dxg" for name in os.listdir(dev)):
             return True
-    return os.fspath(dev) == "/dev" and os.path.exists("/proc/driver/nvidia")
+    return os.path.exists(os.path.join(dev, "../proc/driver/nvidia"))
 
 
 def _gpu(nvml: Any, index: int) -> Gpu:
